@@ -1,0 +1,36 @@
+"""Adapters: how one kind of pipeline is loaded and called. A lane file names its adapter by a key of ADAPTERS."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from screentest_runner.adapters.stub import StubAdapter
+from screentest_runner.frames import Clip
+from screentest_runner.progress import AttemptProgress
+from screentest_runner.protocol import Generate, Load
+
+
+class Adapter(Protocol):
+    """Made once per process with the content of the lane file. Any exception ends the request it came from."""
+
+    def __init__(self, lane: dict[str, Any]) -> None: ...
+
+    def prepare(self) -> dict[str, str]:
+        """Import what load and generate need, without CUDA; returns package versions for the manifest."""
+
+    def load(self, load: Load, device: str) -> float | None:
+        """Put the pipeline on the device. Returns seconds spent building miniature weights, None when none were."""
+
+    def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
+        """One clip; enters `denoising` and reports every step."""
+
+    def device_bytes(self) -> int | None:
+        """Device memory in use now, None where unknown."""
+
+    def peak_device_bytes(self) -> int | None:
+        """Largest device memory since the last generate began, None where unknown."""
+
+
+ADAPTERS: dict[str, type[Adapter]] = {
+    "stub": StubAdapter,
+}

@@ -1,0 +1,60 @@
+"""One attempt as the runner sees it: its phases, steps, durations, and whether it was cancelled."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from threading import Event
+
+from screentest_runner.failures import AttemptFailure
+from screentest_runner.protocol import FailureClass, Phase, PhaseChanged, RunnerReply, StepDone
+
+Reply = Callable[[RunnerReply], None]
+
+
+def phase_changed(attempt_id: str | None, phase: Phase) -> PhaseChanged:
+    """The message for a phase that begins now."""
+    return PhaseChanged(attempt_id=attempt_id, phase=phase, at_boottime_ns=time.clock_gettime_ns(time.CLOCK_BOOTTIME))
+
+
+class AttemptProgress:
+    """Told by the adapter what happens; tells the supervisor and raises when the attempt was cancelled."""
+
+    def __init__(self, attempt_id: str, reply: Reply, cancelled: Event) -> None:
+        self.attempt_id = attempt_id
+        self.phase = Phase.ENCODING_PROMPT
+        self.timings_s: dict[str, float] = {}
+        self.steps_done = 0
+        self._reply = reply
+        self._cancelled = cancelled
+        self._phase_began = self._step_began = time.perf_counter()
+        reply(phase_changed(attempt_id, self.phase))
+
+    def enter(self, phase: Phase) -> None:
+        """Begin a phase, unless it has begun already; phases never go back."""
+        self.check_cancelled()
+        if list(Phase).index(phase) <= list(Phase).index(self.phase):
+            return
+        now = time.perf_counter()
+        self.timings_s[self.phase.value] = now - self._phase_began
+        self.phase, self._phase_began, self._step_began = phase, now, now
+        self._reply(phase_changed(self.attempt_id, phase))
+
+    def step_done(self, steps: int) -> None:
+        """One more denoising step of `steps` ended. After the last one the decoding begins."""
+        now = time.perf_counter()
+        self.steps_done += 1
+        self._reply(
+            StepDone(attempt_id=self.attempt_id, step=self.steps_done, steps=steps, step_s=now - self._step_began)
+        )
+        self._step_began = now
+        self.check_cancelled()
+        if self.steps_done == steps:
+            self.enter(Phase.DECODING)
+
+    def check_cancelled(self) -> None:
+        """Raises AttemptFailure(cancelled) after a Cancel. A raise, because StableVideoDiffusionPipeline ignores the
+        `_interrupt` flag and the other pipelines still decode after it.
+        """
+        if self._cancelled.is_set():
+            raise AttemptFailure(FailureClass.CANCELLED, f"cancelled while {self.phase.value}")
