@@ -1,0 +1,399 @@
+"""Lanes: one TOML file per model configuration, read strictly. A lane is data; what it cannot say is an adapter's code.
+
+An unknown key, a wrong type or an illegal default is a BadRequest that names the file, the key and what is legal.
+Standard library only, because the supervisor, the scheduler and the CLI all read lanes.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+import types
+from collections.abc import Mapping
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
+
+from screentest.errors import BadRequest
+
+Weights = Literal["hub", "miniature", "full-random"]
+Task = Literal["t2v", "i2v"]
+Device = Literal["gpu", "cpu", "remote"]
+DType = Literal["float32", "float16", "bfloat16"]
+Library = Literal["diffusers", "transformers"]
+
+ID_PATTERN: Final = re.compile(r"[a-z0-9-]{1,63}")
+
+# Our names for what a job may ask; a lane maps those it takes onto its pipeline's keywords.
+GENERIC_NAMES: Final = (
+    "prompt",
+    "negative_prompt",
+    "width_px",
+    "height_px",
+    "num_frames",
+    "steps",
+    "guidance_scale",
+    "fps",
+    "keyframe",
+)
+
+Number = int | float
+Value = str | int | float | bool
+Content = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """The published weights.
+
+    licence: as the model card names it, None where it is not established. parameters_b: of all components, in 1e9.
+    weights_gib_16bit: size of all components at two bytes per parameter. base_repo: the second repository of a lane
+    that is assembled from two. variant: the file variant to fetch (`fp16`), None for the plain files.
+    """
+
+    repo: str
+    parameters_b: Number
+    weights_gib_16bit: Number
+    licence: str | None = None
+    revision: str = "main"
+    gated: bool = False
+    variant: str | None = None
+    base_repo: str | None = None
+    base_revision: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pipeline:
+    """How the runner loads the pipeline.
+
+    adapter: a key of screentest_runner.adapters.ADAPTERS. dtype: component name, or `default`, to torch dtype.
+    before_call: methods without arguments, dotted from the pipeline, called once after the load.
+    prompt_template: what the model wants around the prompt, with `{prompt}` in it.
+    """
+
+    adapter: str
+    class_name: str = field(metadata={"key": "class"})
+    dtype: Mapping[str, DType]
+    before_call: tuple[str, ...] = ()
+    prompt_template: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrameRule:
+    """Legal frame counts: multiple * k + p for a p of `plus`, from minimum to maximum (both legal themselves)."""
+
+    multiple: int
+    plus: tuple[int, ...]
+    minimum: int
+    maximum: int
+
+    def is_legal(self, frames: int) -> bool:
+        return self.minimum <= frames <= self.maximum and any(
+            (frames - plus) % self.multiple == 0 for plus in self.plus
+        )
+
+    def nearest(self, frames: int) -> int:
+        """The legal count nearest to `frames`; of two equally near ones the smaller, which costs less."""
+        inside = min(max(frames, self.minimum), self.maximum)
+        legal = (count for step in range(self.multiple + 1) for count in (inside - step, inside + step))
+        return next(count for count in legal if self.is_legal(count))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Constraints:
+    """size_multiple_px: width and height must be multiples of it, and at least one of them long."""
+
+    size_multiple_px: int
+    frames: FrameRule
+
+    def nearest_px(self, length_px: int) -> int:
+        """The legal width or height nearest to length_px; of two equally near ones the smaller."""
+        below = length_px - length_px % self.size_multiple_px
+        above = below + self.size_multiple_px
+        nearest = below if length_px - below <= above - length_px else above
+        return max(nearest, self.size_multiple_px)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """Seconds after which the supervisor ends a load, a silent step, a whole attempt."""
+
+    load_s: Number
+    step_stall_s: Number
+    attempt_s: Number
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Needs:
+    """memory_gib: device memory of a resident attempt at the lane's own settings, None where nobody measured it."""
+
+    memory_gib: Number | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rung:
+    """One step of the low-memory ladder.
+
+    layerwise_fp8: the denoiser is stored as float8_e4m3fn and computed in its own dtype. group_offload: denoiser and
+    text encoders stay in host memory and stream through the device (no use on unified memory).
+    """
+
+    name: str
+    layerwise_fp8: bool = False
+    group_offload: Literal["block_level", "leaf_level"] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Component:
+    """One part of the full-size pipeline.
+
+    config: its published architecture. miniature: the values that replace entries of config in the tiny random copy of
+    the same class. params: parameter count, None for parts without weights. index_class: the class that the published
+    model_index.json names, where that is not the class to use.
+    """
+
+    library: Library
+    class_name: str = field(metadata={"key": "class"})
+    config: Mapping[str, Any] = field(default_factory=dict)
+    miniature: Mapping[str, Any] = field(default_factory=dict)
+    params: int | None = None
+    index_class: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Miniature:
+    """What differs when the weights are miniature: defaults by generic name, keywords of [call], dtypes."""
+
+    defaults: Mapping[str, Value] = field(default_factory=dict)
+    call: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lane:
+    """One lane file. `content` is the parsed file itself: what the digest covers and what the runner gets.
+
+    parameters: generic name -> pipeline keyword; a generic name that is missing is not taken by this lane (`fps` is
+    always taken: where it is no keyword, it is the encoder's alone). call: keywords that every call passes.
+    """
+
+    id: str
+    title: str
+    task: Task
+    env: str
+    device: Device
+    model: Model | None = None
+    pipeline: Pipeline
+    parameters: Mapping[str, str]
+    defaults: Mapping[str, Value]
+    call: Mapping[str, Any] = field(default_factory=dict)
+    constraints: Constraints
+    limits: Limits
+    needs: Needs = Needs()
+    ladder: tuple[Rung, ...]
+    components: Mapping[str, Component] = field(default_factory=dict)
+    miniature: Miniature = Miniature()
+    content: Content = field(metadata={"key": None}, repr=False, compare=False)
+
+    def takes(self, name: str) -> bool:
+        """Whether a job's generic parameter has an effect in this lane."""
+        return name in self.parameters or name == "fps"
+
+    def defaults_for(self, weights: Weights) -> dict[str, Value]:
+        """The lane's own settings by generic name; miniature weights have smaller ones."""
+        return {**self.defaults, **(self.miniature.defaults if weights == "miniature" else {})}
+
+    def pipeline_call(self, weights: Weights, settings: Mapping[str, Value]) -> dict[str, Any]:
+        """The pipeline's keyword arguments for settings by generic name.
+
+        Without the keyframe, which travels as a path, and without generator and callbacks, which are the runner's.
+        Names that the lane does not take are left out: planning has marked them before.
+        """
+        call = {**self.call, **(self.miniature.call if weights == "miniature" else {})}
+        for name, keyword in self.parameters.items():
+            if name in settings and name != "keyframe":
+                call[keyword] = settings[name]
+        if self.pipeline.prompt_template is not None and "prompt" in settings:
+            call[self.parameters["prompt"]] = self.pipeline.prompt_template.format(prompt=settings["prompt"])
+        return call
+
+
+def load_lanes(folder: Path) -> dict[str, Lane]:
+    """Every `*.toml` of the folder by lane id, in the order of file names."""
+    paths = sorted(folder.glob("*.toml"))
+    if not paths:
+        raise BadRequest(f"{folder}: no lane files (*.toml) in this folder")
+    return {lane.id: lane for lane in map(load_lane, paths)}
+
+
+def load_lane(path: Path) -> Lane:
+    """One lane file; its name must be `<id>.toml`. Raises BadRequest."""
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BadRequest(f"{path}: no such lane file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadRequest(f"{path}: not a TOML file: {error}") from error
+    lane = from_json(content, str(path))
+    if path.stem != lane.id:
+        raise BadRequest(f"{path}: holds the lane {lane.id!r}; name the file {lane.id}.toml")
+    return lane
+
+
+def from_json(content: Content, source: str) -> Lane:
+    """A lane from the content of its file. `source` names it in errors."""
+    _check_id(content.get("id"), source)
+    lane = cast("Lane", _read_table(Lane, content, source, "", {"content": content}))
+    _check(lane, source)
+    return lane
+
+
+def to_json(lane: Lane) -> Content:
+    """The content of the lane's file: what the runner gets and what `from_json` reads."""
+    return lane.content
+
+
+def lane_digest(lane: Lane) -> str:
+    """sha256 in hex of the canonical JSON of the file's content; comments and layout do not count."""
+    canonical = json.dumps(lane.content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def legal_id(text: str) -> str:
+    """The lane id nearest to a text: lower case, everything else than letters and digits a dash, 63 characters."""
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
+
+
+def _check_id(lane_id: Any, source: str) -> None:
+    """A dot would split the NATS subject that carries the lane's id."""
+    if not isinstance(lane_id, str) or not lane_id:
+        raise BadRequest(f"{source}: id: wants a text, got {lane_id!r}")
+    if not ID_PATTERN.fullmatch(lane_id):
+        raise BadRequest(
+            f"{source}: id: {lane_id!r} is not legal: a lane id has 1 to 63 characters of a-z, 0-9 and '-'; "
+            f"call it {legal_id(lane_id)!r}"
+        )
+
+
+def _check(lane: Lane, source: str) -> None:
+    """The rules that no single type can say."""
+    _check_names(lane.parameters, GENERIC_NAMES, source, "parameters")
+    taken = (*lane.parameters, "fps")
+    _check_names(lane.defaults, taken, source, "defaults")
+    _check_names(lane.miniature.defaults, taken, source, "miniature.defaults")
+    _require((lane.task == "i2v") == lane.takes("keyframe"), source, "parameters.keyframe", _KEYFRAME_RULE)
+    _require("fps" in lane.defaults, source, "defaults.fps", "is missing: the encoder needs a rate")
+    _require("default" in lane.pipeline.dtype, source, "pipeline.dtype", "wants a 'default'")
+    _check_names(lane.pipeline.dtype, ("default", *lane.components), source, "pipeline.dtype")
+    _require(bool(lane.ladder) and lane.ladder[0].name == "resident", source, "ladder", "must begin with 'resident'")
+    template = lane.pipeline.prompt_template
+    _require(template is None or "{prompt}" in template, source, "pipeline.prompt_template", "lacks '{prompt}'")
+    for limit in (lane.constraints.frames.minimum, lane.constraints.frames.maximum):
+        _require(lane.constraints.frames.is_legal(limit), source, "constraints.frames", f"{limit} is itself not legal")
+    for weights, where in (("hub", "defaults"), ("miniature", "miniature.defaults")):
+        _check_settings(lane, lane.defaults_for(cast("Weights", weights)), source, where)
+
+
+_KEYFRAME_RULE: Final = "must be there exactly when task is 'i2v'"
+
+
+def _check_settings(lane: Lane, settings: Mapping[str, Value], source: str, where: str) -> None:
+    frames = settings.get("num_frames")
+    _require(
+        isinstance(frames, int) and lane.constraints.frames.is_legal(frames),
+        source,
+        f"{where}.num_frames",
+        f"{frames!r} breaks the lane's own constraints.frames",
+    )
+    for name in ("width_px", "height_px"):
+        length = settings.get(name)
+        _require(
+            isinstance(length, int) and lane.constraints.nearest_px(length) == length,
+            source,
+            f"{where}.{name}",
+            f"{length!r} is no multiple of {lane.constraints.size_multiple_px}",
+        )
+
+
+def _check_names(names: Mapping[str, Any], legal: tuple[str, ...], source: str, where: str) -> None:
+    for name in names:
+        if name not in legal:
+            raise BadRequest(_unknown_key(source, where, name, legal))
+
+
+def _require(holds: bool, source: str, where: str, rule: str) -> None:
+    if not holds:
+        raise BadRequest(f"{source}: {where}: {rule}")
+
+
+def _unknown_key(source: str, where: str, key: str, legal: tuple[str, ...]) -> str:
+    nearest = difflib.get_close_matches(key, legal, n=1, cutoff=0.5)
+    hint = f"did you mean {nearest[0]!r}?" if nearest else f"legal are {', '.join(legal)}"
+    return f"{source}: unknown key {_join(where, key)!r}; {hint}"
+
+
+def _join(where: str, key: str) -> str:
+    return f"{where}.{key}" if where else key
+
+
+def _toml_key(part: Field[Any]) -> str | None:
+    """The key of a field in the file (`class` cannot be a Python name); None for a field that is not in the file."""
+    return cast("str | None", part.metadata.get("key", part.name))
+
+
+def _read_table(kind: type, table: Any, source: str, where: str, given: Mapping[str, Any] | None = None) -> Any:
+    """A dataclass from a table, every key known and every value typed."""
+    if not isinstance(table, dict):
+        raise BadRequest(f"{source}: {where}: wants a table, got {table!r}")
+    hints = get_type_hints(kind)
+    parts = {key: part for part in fields(kind) if (key := _toml_key(part)) is not None}
+    for key in table:
+        if key not in parts:
+            raise BadRequest(_unknown_key(source, where, key, tuple(parts)))
+    values: dict[str, Any] = dict(given or {})
+    for key, part in parts.items():
+        if key in table:
+            values[part.name] = _read(table[key], hints[part.name], source, _join(where, key))
+        elif part.default is MISSING and part.default_factory is MISSING:
+            raise BadRequest(f"{source}: {_join(where, key)!r} is missing")
+    return kind(**values)
+
+
+def _read(value: Any, hint: Any, source: str, where: str) -> Any:
+    """The value as its field wants it. TOML has no null, so None never occurs in a file."""
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any:
+        return value
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _read_table(hint, value, source, where)
+    if origin is tuple:
+        _require(isinstance(value, list), source, where, f"wants a list, got {value!r}")
+        return tuple(_read(item, args[0], source, f"{where}[{index}]") for index, item in enumerate(value))
+    if origin is Mapping:
+        _require(isinstance(value, dict), source, where, f"wants a table, got {value!r}")
+        return {key: _read(item, args[1], source, _join(where, key)) for key, item in value.items()}
+    return _read_scalar(value, hint, source, where)
+
+
+def _read_scalar(value: Any, hint: Any, source: str, where: str) -> Any:
+    legal = _scalars(hint)
+    choices = tuple(choice for choice in legal if isinstance(choice, str))
+    if choices:
+        _require(value in choices, source, where, f"{value!r} is none of {', '.join(choices)}")
+        return value
+    _require(type(value) in legal, source, where, f"wants {_type_names(legal)}, got {value!r}")
+    return value
+
+
+def _scalars(hint: Any) -> tuple[Any, ...]:
+    """The legal types, or the legal words of a Literal, of a scalar field; `| None` adds nothing."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(scalar for arg in get_args(hint) if arg is not type(None) for scalar in _scalars(arg))
+    return get_args(hint) if get_origin(hint) is Literal else (hint,)
+
+
+def _type_names(kinds: tuple[Any, ...]) -> str:
+    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
+    return " or ".join(names[kind] for kind in kinds)
