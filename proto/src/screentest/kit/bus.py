@@ -1,0 +1,468 @@
+"""NATS and JetStream: the only importer of nats.
+
+Appends are guarded: each names the sequence it believes to be the last of its subject, and carries an event id.
+That is the one fence that works; an acknowledgement is not fenced.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import nats
+import nats.errors
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.js import JetStreamContext
+from nats.js import errors as js_errors
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    Header,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from pydantic import SecretStr
+
+from screentest import subjects
+from screentest.errors import Conflict, Exhausted, ScreentestError, Unavailable
+
+log = structlog.get_logger()
+
+WRONG_LAST_SEQUENCE = 10071
+NO_MESSAGE_FOUND = 10037
+STREAM_FULL_CODES = frozenset({10077, 10047, 10023})  # messages exceeded, storage full, insufficient resources
+
+EVENT_ID_HEADER = "Screentest-Event-Id"
+EXPECTED_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
+
+# A leader change takes 5 to 7 s (measured on 3 nodes): wait longer than that before giving up.
+JETSTREAM_TIMEOUT_S = 10.0
+ACK_WAIT_S = 30.0
+MAX_ACK_PENDING = 3  # one on the GPU, the others decoding or uploading
+# A backstop only: budgets are counted by the scheduler.
+MAX_DELIVER = 10
+VITALS_KEPT_S = 14 * 24 * 3600.0
+MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
+
+
+class WrongLastSequence(Conflict):
+    """Somebody else appended to this subject first."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """One message of a stream."""
+
+    subject: str
+    sequence: int
+    event_id: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Append:
+    """One guarded append; ``expected_sequence`` 0 = the subject must be empty."""
+
+    subject: str
+    payload: bytes
+    expected_sequence: int
+    event_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamState:
+    """``epoch`` names this incarnation of the stream: sequences of another epoch mean nothing here."""
+
+    epoch: str
+    last_sequence: int
+
+
+class Delivery:
+    """One pulled dispatch message. Renew it while working; ack it after the outcome is written."""
+
+    def __init__(self, message: Msg) -> None:
+        self._message = message
+
+    @property
+    def payload(self) -> bytes:
+        return self._message.data
+
+    @property
+    def subject(self) -> str:
+        return self._message.subject
+
+    @property
+    def deliveries(self) -> int:
+        """1 the first time."""
+        return int(self._message.metadata.num_delivered or 1)
+
+    async def renew(self) -> None:
+        """Tells the broker we still work on it."""
+        await self._message.in_progress()
+
+    async def ack(self) -> None:
+        """Raises Unavailable when the broker did not confirm it; the message then comes again."""
+        with _translated("the acknowledgement"):
+            await self._message.ack_sync(timeout=JETSTREAM_TIMEOUT_S)
+
+
+class Bus:
+    """One connection. Reconnects for ever; calls made meanwhile raise Unavailable."""
+
+    def __init__(self, client: Client, reconnected: asyncio.Event) -> None:
+        self._client = client
+        self._js: JetStreamContext = client.jetstream(timeout=JETSTREAM_TIMEOUT_S)
+        self._reconnected = reconnected
+
+    @classmethod
+    async def connect(
+        cls, url: str, *, name: str, user: str = "", password: SecretStr | None = None, timeout_s: float = 30.0
+    ) -> Bus:
+        """Waits up to ``timeout_s`` for the broker; Unavailable says where it looked and how to start it."""
+        reconnected = asyncio.Event()
+
+        async def on_error(error: Exception) -> None:
+            # A refused permission reaches nats-py only here: the call itself would merely time out.
+            log.error("bus_error", error=str(error))
+
+        async def on_disconnect() -> None:
+            log.warning("bus_disconnected", url=url)
+
+        async def on_reconnect() -> None:
+            log.warning("bus_reconnected", url=url)
+            reconnected.set()
+
+        deadline = asyncio.get_running_loop().time() + timeout_s
+        while True:
+            client = Client()
+            try:
+                await client.connect(
+                    url,
+                    name=name,
+                    user=user or None,
+                    password=password.get_secret_value() if user and password else None,
+                    inbox_prefix=f"_INBOX_{user or 'any'}".encode(),
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=1,
+                    ping_interval=20,
+                    error_cb=on_error,
+                    disconnected_cb=on_disconnect,
+                    reconnected_cb=on_reconnect,
+                )
+                return cls(client, reconnected)
+            except (OSError, nats.errors.Error, TimeoutError) as error:
+                await client.close()
+                if "authorization" in str(error).lower():
+                    raise Unavailable(f"the broker at {url} refuses user {user!r}; run `make secrets` again") from error
+                if asyncio.get_running_loop().time() >= deadline:
+                    raise Unavailable(f"no broker answers at {url} ({error}); start it with `screentest up`") from error
+                await asyncio.sleep(0.2)
+
+    async def close(self) -> None:
+        with contextlib.suppress(nats.errors.Error, TimeoutError):
+            async with asyncio.timeout(5):
+                await self._client.drain()
+
+    @property
+    def is_connected(self) -> bool:
+        return bool(self._client.is_connected)
+
+    def reconnected(self) -> asyncio.Event:
+        """Set after every reconnect; the reader clears it."""
+        return self._reconnected
+
+    # ---- plain NATS
+
+    async def publish(self, subject: str, payload: bytes) -> None:
+        """Fire and forget. Unavailable when the connection is down and the buffer is full."""
+        with _translated(subject):
+            await self._client.publish(subject, payload)
+
+    async def flush(self) -> None:
+        with _translated("flush"):
+            await self._client.flush(timeout=5)
+
+    async def request(self, subject: str, payload: bytes, *, timeout_s: float) -> bytes:
+        """Raises Unavailable when nobody answers in time."""
+        with _translated(subject):
+            return (await self._client.request(subject, payload, timeout=timeout_s)).data
+
+    async def answer(self, subject: str, handler: Callable[[str, bytes], Awaitable[bytes]]) -> Subscription:
+        """Calls ``handler(subject, payload)`` for every request and sends what it returns.
+
+        An error in the handler is logged and not answered: the asker times out and asks again.
+        """
+
+        async def on_message(message: Msg) -> None:
+            try:
+                reply = await handler(message.subject, message.data)
+            except ScreentestError as error:
+                log.warning("request_refused", subject=message.subject, error=str(error))
+                return
+            if message.reply:
+                await message.respond(reply)
+
+        return await self._client.subscribe(subject, cb=on_message)
+
+    async def listen(self, subject: str, handler: Callable[[str, bytes], Awaitable[None]]) -> Subscription:
+        """Calls ``handler(subject, payload)`` for every plain message, in order."""
+
+        async def on_message(message: Msg) -> None:
+            try:
+                await handler(message.subject, message.data)
+            except ScreentestError as error:
+                log.warning("message_refused", subject=message.subject, error=str(error))
+
+        return await self._client.subscribe(subject, cb=on_message)
+
+    # ---- streams
+
+    async def ensure_streams(self, *, vitals_kept_s: float = VITALS_KEPT_S) -> None:
+        """Creates the three streams, or brings their settings up to date."""
+        for config in (
+            StreamConfig(
+                name=subjects.EVENTS_STREAM,
+                subjects=list(subjects.EVENTS_SUBJECTS),
+                retention=RetentionPolicy.LIMITS,
+                storage=StorageType.FILE,
+                discard=DiscardPolicy.NEW,
+                allow_direct=True,
+                max_msg_size=MAX_PAYLOAD_BYTES,
+            ),
+            StreamConfig(
+                name=subjects.JOBS_STREAM,
+                subjects=list(subjects.JOBS_SUBJECTS),
+                retention=RetentionPolicy.WORK_QUEUE,
+                storage=StorageType.FILE,
+                discard=DiscardPolicy.NEW,
+                max_msgs_per_subject=1,
+                discard_new_per_subject=True,
+                allow_direct=True,
+            ),
+            StreamConfig(
+                name=subjects.VITALS_STREAM,
+                subjects=list(subjects.VITALS_SUBJECTS),
+                retention=RetentionPolicy.LIMITS,
+                storage=StorageType.FILE,
+                discard=DiscardPolicy.OLD,
+                max_age=vitals_kept_s,
+            ),
+        ):
+            with _translated(f"stream {config.name}"):
+                try:
+                    await self._js.add_stream(config)
+                except js_errors.BadRequestError:  # exists with other settings
+                    await self._js.update_stream(config)
+
+    async def ensure_lane_consumer(
+        self, host: str, device: str, lane_id: str, *, ack_wait_s: float = ACK_WAIT_S
+    ) -> None:
+        config = ConsumerConfig(
+            durable_name=subjects.lane_consumer(host, device, lane_id),
+            filter_subject=subjects.lane_dispatches(host, device, lane_id),
+            ack_policy=AckPolicy.EXPLICIT,
+            deliver_policy=DeliverPolicy.ALL,
+            ack_wait=ack_wait_s,
+            max_ack_pending=MAX_ACK_PENDING,
+            max_deliver=MAX_DELIVER,
+        )
+        with _translated(f"consumer of {lane_id}"):
+            await self._js.add_consumer(subjects.JOBS_STREAM, config)
+
+    async def stream_state(self, stream: str) -> StreamState:
+        with _translated(f"stream {stream}"):
+            info = await self._js.stream_info(stream)
+        created = info.created.strftime("%Y%m%dt%H%M%S%f") if info.created else "unknown"
+        return StreamState(epoch=created, last_sequence=info.state.last_seq)
+
+    # ---- guarded appends
+
+    async def append(self, append: Append) -> int:
+        """Writes durably and returns the stream sequence.
+
+        Raises WrongLastSequence when the subject has moved on (and the last message is not this very event),
+        Exhausted when the stream is full, Unavailable when the broker does not answer: then nobody knows whether
+        it was written, and the same append (same event id) may be tried again.
+        """
+        try:
+            with _translated(append.subject):
+                ack = await self._js.publish(append.subject, append.payload, headers=_guard(append))
+            return int(ack.seq)
+        except WrongLastSequence:
+            # An earlier try of ours may have been written though its answer was lost.
+            last = await self.last(subjects.EVENTS_STREAM, append.subject)
+            if last is not None and last.event_id == append.event_id:
+                return last.sequence
+            raise
+
+    async def append_all(self, appends: Sequence[Append], *, in_flight: int = 256) -> list[int | ScreentestError]:
+        """Many appends to different subjects, pipelined; the result of each in order: its sequence or its error."""
+        gate = asyncio.Semaphore(in_flight)
+
+        async def one(append: Append) -> int | ScreentestError:
+            async with gate:
+                try:
+                    return await self.append(append)
+                except ScreentestError as error:
+                    return error
+
+        return list(await asyncio.gather(*(one(append) for append in appends)))
+
+    async def last(self, stream: str, subject: str) -> Stored | None:
+        """The last message of one subject by direct get: all that a worker may read."""
+        try:
+            with _translated(subject):
+                message = await self._js.get_last_msg(stream, subject, direct=True)
+        except _NoSuchMessage:
+            return None
+        headers = message.headers or {}
+        return Stored(
+            subject=message.subject or subject,
+            sequence=int(message.seq or 0),
+            event_id=headers.get(EVENT_ID_HEADER, ""),
+            payload=message.data or b"",
+        )
+
+    async def read(
+        self, stream: str, filters: Sequence[str], *, start_sequence: int = 1, follow: bool = False
+    ) -> AsyncIterator[Stored]:
+        """Messages in stream order from ``start_sequence``; ends at the present unless ``follow``.
+
+        Ephemeral pull consumer without acks: the reader's pace is the only flow control. With ``follow`` it heals
+        itself after a broker restart and goes on behind the last message it gave.
+        """
+        next_sequence = start_sequence
+        while True:
+            try:
+                async for stored in self._read_once(stream, filters, next_sequence, follow):
+                    next_sequence = stored.sequence + 1
+                    yield stored
+                return
+            except Unavailable as error:
+                if not follow:
+                    raise
+                log.warning("read_interrupted", stream=stream, error=str(error))
+                await asyncio.sleep(1.0)
+
+    async def _read_once(
+        self, stream: str, filters: Sequence[str], start_sequence: int, follow: bool
+    ) -> AsyncIterator[Stored]:
+        end = (await self.stream_state(stream)).last_sequence
+        config = ConsumerConfig(
+            filter_subjects=list(filters),
+            ack_policy=AckPolicy.NONE,
+            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=max(1, start_sequence),
+            inactive_threshold=60.0,
+            mem_storage=True,
+        )
+        with _translated(f"stream {stream}"):
+            info = await self._js.add_consumer(stream, config)
+            pull = await self._js.pull_subscribe_bind(consumer=info.name, stream=stream)
+        pending = info.num_pending or 0
+        seen = start_sequence - 1
+        try:
+            while follow or (pending > 0 and seen < end):
+                for message in await self._fetch(pull, 256, 5.0 if follow else 2.0):
+                    metadata = message.metadata
+                    seen, pending = metadata.sequence.stream, metadata.num_pending
+                    yield Stored(
+                        subject=message.subject,
+                        sequence=seen,
+                        event_id=(message.headers or {}).get(EVENT_ID_HEADER, ""),
+                        payload=message.data,
+                    )
+        finally:
+            with contextlib.suppress(nats.errors.Error, TimeoutError, ScreentestError):
+                await pull.unsubscribe()
+                await self._js.delete_consumer(stream, info.name)
+
+    async def _fetch(self, pull: JetStreamContext.PullSubscription, batch: int, timeout_s: float) -> list[Msg]:
+        try:
+            return await pull.fetch(batch, timeout=timeout_s)
+        except (TimeoutError, nats.errors.TimeoutError):
+            if not self._client.is_connected:
+                raise Unavailable("the broker is away") from None
+            return []
+        except (nats.errors.Error, js_errors.Error) as error:
+            raise Unavailable(f"reading stopped: {error or type(error).__name__}") from error
+
+    # ---- dispatch
+
+    async def dispatch(self, subject: str, payload: bytes) -> None:
+        """Puts one dispatch message; a message already on that subject is the same attempt: success."""
+        try:
+            with _translated(subject):
+                await self._js.publish(subject, payload)
+        except Exhausted:
+            if await self.last(subjects.JOBS_STREAM, subject) is None:
+                raise
+
+    async def withdraw(self, subject: str) -> None:
+        """Removes a dispatch message that nobody must start any more."""
+        with _translated(subject):
+            await self._js.purge_stream(subjects.JOBS_STREAM, subject=subject)
+
+    async def dispatched(self) -> tuple[str, ...]:
+        """Subjects of every message in JOBS."""
+        with _translated("stream JOBS"):
+            info = await self._js.stream_info(subjects.JOBS_STREAM, subjects_filter=">")
+        return tuple(info.state.subjects or {})
+
+    async def lane_puller(self, host: str, device: str, lane_id: str) -> LanePuller:
+        """What a worker pulls its attempts with; needs no right to create anything."""
+        with _translated(f"consumer of {lane_id}"):
+            pull = await self._js.pull_subscribe_bind(
+                consumer=subjects.lane_consumer(host, device, lane_id), stream=subjects.JOBS_STREAM
+            )
+        return LanePuller(self, pull)
+
+
+class LanePuller:
+    def __init__(self, bus: Bus, pull: JetStreamContext.PullSubscription) -> None:
+        self._bus = bus
+        self._pull = pull
+
+    async def next(self, timeout_s: float) -> Delivery | None:
+        """The next attempt, or None when none came. Unavailable while the broker is away."""
+        messages = await self._bus._fetch(self._pull, 1, timeout_s)
+        return Delivery(messages[0]) if messages else None
+
+
+class _NoSuchMessage(ScreentestError):
+    """The subject is empty."""
+
+
+def _guard(append: Append) -> dict[str, str]:
+    return {
+        EXPECTED_SEQUENCE_HEADER: str(append.expected_sequence),
+        EVENT_ID_HEADER: append.event_id,
+        Header.MSG_ID.value: append.event_id,
+    }
+
+
+@contextlib.contextmanager
+def _translated(what: str) -> Iterator[None]:
+    """Errors of nats-py as ours."""
+    try:
+        yield
+    except js_errors.APIError as error:
+        if error.code == 404 and error.err_code in {None, NO_MESSAGE_FOUND}:
+            raise _NoSuchMessage(what) from error
+        if error.code == 404:
+            raise Unavailable(f"{what}: {error.description}; has the scheduler been started?") from error
+        if error.err_code == WRONG_LAST_SEQUENCE:
+            raise WrongLastSequence(f"{what}: {error.description}") from error
+        if error.err_code in STREAM_FULL_CODES:
+            raise Exhausted(f"{what}: the broker's storage is full ({error.description}); free space") from error
+        raise Unavailable(f"{what}: {error.description}") from error
+    except (nats.errors.Error, js_errors.Error, TimeoutError, OSError) as error:
+        raise Unavailable(f"{what}: the broker does not answer ({type(error).__name__})") from error

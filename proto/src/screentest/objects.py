@@ -1,0 +1,44 @@
+"""The keys of the depot: one prefix per sweep, and keyframes by their content."""
+
+from __future__ import annotations
+
+from screentest.records import ArtifactKind
+
+_SUFFIX = {ArtifactKind.CLIP: "mp4", ArtifactKind.LOG: "log", ArtifactKind.MANIFEST: "json"}
+_FOLDER = {ArtifactKind.CLIP: "clips", ArtifactKind.LOG: "logs", ArtifactKind.MANIFEST: "manifests"}
+_CONTENT_TYPE = {
+    ArtifactKind.CLIP: "video/mp4",
+    ArtifactKind.LOG: "text/plain; charset=utf-8",
+    ArtifactKind.MANIFEST: "application/json",
+    ArtifactKind.KEYFRAME: "image/png",
+}
+REPORT_CONTENT_TYPES = {
+    "html": "text/html; charset=utf-8",
+    "md": "text/markdown; charset=utf-8",
+    "json": "application/json",
+    "jpg": "image/jpeg",
+    "png": "image/png",
+    "mp4": "video/mp4",
+}
+
+
+def attempt_object(kind: ArtifactKind, sweep_id: str, lane_id: str, job_id: str, attempt: int, sha256: str) -> str:
+    """Key of a clip, log or manifest. It carries 16 hex of the content: a second put of it finds the same bytes."""
+    return f"{sweep_id}/{_FOLDER[kind]}/{lane_id}-{job_id}-{attempt}-{sha256[:16]}.{_SUFFIX[kind]}"
+
+
+def keyframe(sha256: str) -> str:
+    return f"keyframes/{sha256}.png"
+
+
+def report_file(sweep_id: str, name: str) -> str:
+    """Key of one file of the published report: ``index.html``, ``report.json``, ``sheets/<job>.jpg``."""
+    return f"{sweep_id}/report/{name}"
+
+
+def content_type(kind: ArtifactKind) -> str:
+    return _CONTENT_TYPE[kind]
+
+
+def report_content_type(name: str) -> str:
+    return REPORT_CONTENT_TYPES.get(name.rsplit(".", 1)[-1], "application/octet-stream")

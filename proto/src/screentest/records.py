@@ -1,0 +1,793 @@
+"""Every value the services pass around: frozen, typed, one class per message of the contract.
+
+Names, units and meaning are those of ``proto/screentest/v1/*.proto``; ``wire`` converts both ways.
+Absent is None, never 0 or "". Times are aware UTC.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import NewType
+
+SweepId = NewType("SweepId", str)
+LaneId = NewType("LaneId", str)
+JobId = NewType("JobId", str)
+
+ParameterType = bool | int | float | str | tuple[float, ...]
+
+
+class Task(StrEnum):
+    T2V = "t2v"
+    I2V = "i2v"
+    T2I = "t2i"
+    JUDGE = "judge"
+
+
+class Weights(StrEnum):
+    HUB = "hub"
+    MINIATURE = "miniature"
+    FULL_RANDOM = "full-random"
+
+    @property
+    def is_random(self) -> bool:
+        """Random weights show what runs and how fast, never what a picture looks like."""
+        return self is not Weights.HUB
+
+
+class JobState(StrEnum):
+    QUEUED = "queued"
+    ADMITTED = "admitted"
+    RUNNING = "running"
+    ENDED = "ended"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    REFUSED = "refused"
+    CANCELLED = "cancelled"
+
+    @property
+    def is_terminal(self) -> bool:
+        return self in TERMINAL
+
+
+TERMINAL = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.REFUSED, JobState.CANCELLED})
+
+
+class FailureClass(StrEnum):
+    PREFLIGHT_REFUSED = "preflight_refused"
+    OOM_LOAD = "oom_load"
+    OOM_ENCODE = "oom_encode"
+    OOM_DENOISE = "oom_denoise"
+    OOM_DECODE = "oom_decode"
+    HOST_OOM = "host_oom"
+    TIMEOUT = "timeout"
+    STALLED = "stalled"
+    CRASHED = "crashed"
+    BAD_KWARGS = "bad_kwargs"
+    LAYOUT = "layout"
+    CHANNELS = "channels"
+    CONDITIONING = "conditioning"
+    NAN = "nan"
+    TRUNCATED = "truncated"
+    UNDECODABLE = "undecodable"
+    ENCODE = "encode"
+    UPLOAD = "upload"
+    GPU_FAULT = "gpu_fault"
+    CANCELLED = "cancelled"
+    INFRASTRUCTURE = "infrastructure"
+    UNCLASSIFIED = "unclassified"
+
+
+class MarkKind(StrEnum):
+    RENAMED = "renamed"
+    DROPPED = "dropped"
+    CLAMPED = "clamped"
+    DEFAULTED = "defaulted"
+
+
+class ArtifactKind(StrEnum):
+    CLIP = "clip"
+    LOG = "log"
+    MANIFEST = "manifest"
+    REPORT = "report"
+    KEYFRAME = "keyframe"
+
+
+class ProofKind(StrEnum):
+    HANDOVER = "handover"
+    CONTINUE = "continue"
+
+
+class Verdict(StrEnum):
+    OK = "ok"
+    FIXED = "fixed"
+    REFUSED = "refused"
+    NOT_PREFLIGHTED = "not-preflighted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """One keyword argument of a pipeline call, with its type kept."""
+
+    name: str
+    value: ParameterType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mark:
+    """What was asked for and what ran instead."""
+
+    kind: MarkKind
+    parameter: str
+    requested: str
+    effective: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Keyframe:
+    """A validated keyframe in the depot; ``sha256`` is of the PNG under ``key``."""
+
+    key: str
+    sha256: str
+    width_px: int
+    height_px: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requested:
+    """Generic parameters a sweep asks of every lane; None = the lane's own default."""
+
+    width_px: int | None = None
+    height_px: int | None = None
+    num_frames: int | None = None
+    steps: int | None = None
+    guidance_scale: float | None = None
+    fps: float | None = None
+    negative_prompt: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSpec:
+    """What a person submits."""
+
+    title: str
+    prompts: tuple[str, ...]
+    lane_ids: tuple[str, ...]
+    seeds: tuple[int, ...]
+    weights: Weights
+    keyframe: Keyframe | None = None
+    requested: Requested = field(default_factory=Requested)
+    skip_impossible: bool = False
+    expires_at: datetime | None = None
+    paused: bool = False
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    load_s: float
+    step_stall_s: float
+    attempt_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LanePlan:
+    """What a lane file said when the sweep was planned, resolved for this sweep."""
+
+    lane_id: str
+    lane_title: str
+    task: Task
+    lane_digest: str
+    host: str
+    device: str
+    width_px: int
+    height_px: int
+    num_frames: int
+    steps: int
+    fps: float
+    call: tuple[Parameter, ...]
+    marks: tuple[Mark, ...]
+    limits: Limits
+    rungs: tuple[str, ...]
+    weights_repo: str
+    weights_revision: str
+    preflight: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SkippedLane:
+    lane_id: str
+    lane_title: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRecord:
+    """The durable record of a sweep; every JobSpec can be derived from it."""
+
+    sweep_id: str
+    request_id: str
+    content_sha256: str
+    submitted_at: datetime
+    spec: SweepSpec
+    lanes: tuple[LanePlan, ...]
+    skipped: tuple[SkippedLane, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSpec:
+    """One cell of a sweep. Never changes."""
+
+    job_id: str
+    sweep_id: str
+    lane_id: str
+    lane_title: str
+    task: Task
+    ordinal: int
+    prompt_index: int
+    prompt: str
+    seed: int
+    weights: Weights
+    keyframe: Keyframe | None
+    lane_digest: str
+    host: str
+    device: str
+    width_px: int
+    height_px: int
+    num_frames: int
+    steps: int
+    fps: float
+    call: tuple[Parameter, ...]
+    marks: tuple[Mark, ...]
+    limits: Limits
+    rungs: tuple[str, ...]
+    weights_repo: str
+    weights_revision: str
+    retry_of: str | None = None
+    retry_index: int = 0
+    expires_at: datetime | None = None
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stamp:
+    """``boottime_ns`` is CLOCK_BOOTTIME of the machine with ``boot_id``: it joins events to vitals."""
+
+    at: datetime
+    boot_id: str
+    boottime_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Artifact:
+    """An object in the depot that is known to be there."""
+
+    kind: ArtifactKind
+    key: str
+    sha256: str
+    size_bytes: int
+    content_type: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClipFacts:
+    """What the probe read from the finished MP4; flags: black, flat, noise, frozen."""
+
+    codec: str
+    pixel_format: str
+    frames: int
+    width_px: int
+    height_px: int
+    fps: float
+    duration_s: float
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseTime:
+    phase: str
+    seconds: float
+    started_boottime_ns: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Version:
+    name: str
+    version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How an attempt ended; ``failure_class`` None = a clip is in the depot."""
+
+    failure_class: FailureClass | None
+    cause: str = ""
+    fix: str = ""
+    phase: str = ""
+    artifacts: tuple[Artifact, ...] = ()
+    clip: ClipFacts | None = None
+    phases: tuple[PhaseTime, ...] = ()
+    versions: tuple[Version, ...] = ()
+    peak_device_memory_bytes: int | None = None
+    peak_host_memory_bytes: int | None = None
+    infrastructure: bool = False
+    model_loads: int = 0
+    survivors_killed: int = 0
+
+    def artifact(self, kind: ArtifactKind) -> Artifact | None:
+        return next((artifact for artifact in self.artifacts if artifact.kind is kind), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Process:
+    """``start_ticks`` is /proc/<pid>/stat field 22 and tells a recycled pid."""
+
+    pid: int
+    start_ticks: int
+    command: str = ""
+    device_memory_bytes: int | None = None
+    foreign: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """The state of one device at one moment, freshly read; ``method`` is "nvml+proc" or "proc"."""
+
+    kind: ProofKind
+    clean: bool
+    reason: str
+    lock_held: bool
+    lock_holders: tuple[Process, ...]
+    processes: tuple[Process, ...]
+    stamp: Stamp
+    method: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProofRequest:
+    kind: ProofKind
+    runner: Process | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFacts:
+    """What telemetry knows of a device; ``lock_name`` is a file below the lock directory."""
+
+    host: str
+    device: str
+    lock_name: str
+    gpu_uuid: str | None = None
+    gpu_name: str | None = None
+    driver_version: str | None = None
+    memory_total_bytes: int | None = None
+    memory_free_bytes: int | None = None
+    memory_kind: str
+    foreign: tuple[Process, ...] = ()
+
+
+# ---- events of one job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Submitted:
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Admitted:
+    rung: int
+    rung_name: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    runner: Process
+    proof: Proof
+    warm: bool
+    shared_gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelRequested:
+    by: str
+    started: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnded:
+    outcome: Outcome
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Completed:
+    clip: Artifact
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Failed:
+    failure_class: FailureClass
+    cause: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    reason: str
+    fix: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cancelled:
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """``state`` is the state this event leads to; ``attempt`` is 0 before the first Admitted."""
+
+    event_id: str
+    sweep_id: str
+    lane_id: str
+    job_id: str
+    attempt: int
+    state: JobState
+    stamp: Stamp
+    body: Submitted | Admitted | Started | CancelRequested | AttemptEnded | Completed | Failed | Refused | Cancelled
+
+
+# ---- events of one sweep
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSubmitted:
+    record: SweepRecord
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RetryRequested:
+    spec: JobSpec
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceProof:
+    """``proof`` None = telemetry did not answer."""
+
+    host: str
+    device: str
+    proof: Proof | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepSettled:
+    """Every generation job is terminal."""
+
+    jobs: int
+    clips: int
+    proofs: tuple[DeviceProof, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepPaused:
+    paused: bool
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PrioritySet:
+    priority: int
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FindingEdited:
+    row: str
+    text: str
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepEvent:
+    event_id: str
+    sweep_id: str
+    stamp: Stamp
+    body: SweepSubmitted | RetryRequested | SweepSettled | SweepPaused | PrioritySet | FindingEdited
+
+
+# ---- events of one device
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drained:
+    reason: str
+    proof: Proof | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Undrained:
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ControlEvent:
+    event_id: str
+    host: str
+    device: str
+    stamp: Stamp
+    body: Drained | Undrained
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestClaim:
+    request_id: str
+    content_sha256: str
+    sweep_id: str
+
+
+# ---- plain NATS, never stored
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dispatch:
+    """One message per attempt; ``admitted_sequence`` is the stream sequence of its Admitted event."""
+
+    spec: JobSpec
+    attempt: int
+    rung: int
+    admitted_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    sweep_id: str
+    lane_id: str
+    job_id: str
+    attempt: int
+    phase: str
+    step: int | None = None
+    steps: int | None = None
+    step_s: float | None = None
+    eta_s: float | None = None
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Alive:
+    """A worker's heartbeat: what it holds and what it works on."""
+
+    host: str
+    device: str
+    lane_id: str
+    lane_digest: str
+    worker_id: str
+    runner: Process | None = None
+    runner_rung: int | None = None
+    runner_weights: str | None = None
+    job_id: str | None = None
+    attempt: int | None = None
+    finishing_job_ids: tuple[str, ...] = ()
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepare:
+    """Start the interpreter and the imports; touch no GPU."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Retire:
+    """End the warm runner and let go of the GPU."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAttempt:
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Preflight:
+    spec: JobSpec
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    body: Prepare | Retire | CancelAttempt | Preflight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CommandReply:
+    done: bool
+    detail: str = ""
+    verdict: Verdict | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UrlRequest:
+    """Worker to scheduler: one conditional PUT (clip, log, manifest) or one GET (keyframe)."""
+
+    sweep_id: str
+    lane_id: str
+    job_id: str
+    attempt: int
+    kind: ArtifactKind
+    sha256: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UrlReply:
+    url: str = ""
+    key: str = ""
+    error: str = ""
+
+
+# ---- vitals
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuSample:
+    """One NVML reading set; None = the driver does not give it (see ``unavailable``)."""
+
+    boottime_ns: int
+    gpu_uuid: str
+    utilisation_percent: float | None = None
+    memory_utilisation_percent: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    energy_mj: int | None = None
+    sm_clock_mhz: float | None = None
+    memory_clock_mhz: float | None = None
+    fan_percent: float | None = None
+    throttle_reasons: str | None = None
+    unavailable: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostSample:
+    boottime_ns: int
+    cpu_percent: float | None = None
+    memory_used_bytes: int | None = None
+    memory_total_bytes: int | None = None
+    load_1m: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GpuInfo:
+    """``memory_kind``: "device", "unified" or "unknown"."""
+
+    uuid: str
+    index: int
+    name: str | None
+    memory_total_bytes: int | None
+    memory_kind: str
+    power_limit_w: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VitalsBatch:
+    """One second of samples; ``source`` "host" = no GPU is visible, and ``nvml_error`` says why."""
+
+    host: str
+    stamp: Stamp
+    source: str
+    nvml_error: str | None
+    driver_version: str | None
+    driver_is_stub: bool
+    gpus: tuple[GpuInfo, ...]
+    gpu_samples: tuple[GpuSample, ...]
+    host_samples: tuple[HostSample, ...]
+    rate_hz: float
+
+
+# ---- folds, as the API shows them
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    attempt: int
+    rung: int
+    rung_name: str
+    admitted: Stamp
+    started: Stamp | None = None
+    ended: Stamp | None = None
+    outcome: Outcome | None = None
+    warm: bool = False
+    shared_gpu: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """The fold of a job's events; ``failure_class``, ``cause`` and ``fix`` are of the terminal event."""
+
+    spec: JobSpec
+    state: JobState
+    attempts: tuple[Attempt, ...]
+    submitted: Stamp
+    cancel_requested: bool = False
+    waits_for: str = ""
+    ended: Stamp | None = None
+    failure_class: FailureClass | None = None
+    cause: str = ""
+    fix: str = ""
+    clip: Artifact | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    queued: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    refused: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.queued + self.running + self.completed + self.failed + self.refused + self.cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sweep:
+    record: SweepRecord
+    counts: Counts
+    over: bool
+    settled: SweepSettled | None
+    cursor: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneVerdict:
+    lane_id: str
+    lane_title: str
+    verdict: Verdict
+    detail: str
+    plan: LanePlan | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaneView:
+    lane_id: str
+    lane_title: str
+    task: Task
+    env: str
+    lane_digest: str
+    repo: str
+    licence: str
+    gated: bool
+    parameters_b: float | None
+    worker_alive: bool
+    runner_warm: bool
+    host: str
+    device: str
+    queued: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceView:
+    host: str
+    device: str
+    drained: bool
+    drained_reason: str
+    proof: Proof | None
+    job_id: str
+    warm_lane_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Waiting:
+    job_id: str
+    waits_for: str
