@@ -363,6 +363,7 @@ def _read_table(kind: type, table: Any, source: str, where: str, given: Mapping[
 
 def _read(value: Any, hint: Any, source: str, where: str) -> Any:
     """The value as its field wants it. TOML has no null, so None never occurs in a file."""
+    hint = _without_none(hint)
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any:
         return value
@@ -387,10 +388,18 @@ def _read_scalar(value: Any, hint: Any, source: str, where: str) -> Any:
     return value
 
 
+def _without_none(hint: Any) -> Any:
+    """`X` of `X | None`; a union of several types stays as it is."""
+    if get_origin(hint) not in (Union, types.UnionType):
+        return hint
+    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
+    return kinds[0] if len(kinds) == 1 else hint
+
+
 def _scalars(hint: Any) -> tuple[Any, ...]:
-    """The legal types, or the legal words of a Literal, of a scalar field; `| None` adds nothing."""
+    """The legal types, or the legal words of a Literal, of a scalar field."""
     if get_origin(hint) in (Union, types.UnionType):
-        return tuple(scalar for arg in get_args(hint) if arg is not type(None) for scalar in _scalars(arg))
+        return get_args(hint)
     return get_args(hint) if get_origin(hint) is Literal else (hint,)
 
 

@@ -50,6 +50,8 @@ MAX_ACK_PENDING = 3  # one on the GPU, the others decoding or uploading
 # A backstop only: budgets are counted by the scheduler.
 MAX_DELIVER = 10
 VITALS_KEPT_S = 14 * 24 * 3600.0
+# How long one pull waits for the next message; also how soon a reader notices that the broker is away.
+FOLLOW_POLL_S = 5.0
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 
@@ -131,7 +133,9 @@ class Bus:
 
         async def on_error(error: Exception) -> None:
             # A refused permission reaches nats-py only here: the call itself would merely time out.
-            log.error("bus_error", error=str(error))
+            # A connection that is refused is told by connect and by on_disconnect.
+            if not isinstance(error, OSError):
+                log.error("bus_error", error=str(error))
 
         async def on_disconnect() -> None:
             log.warning("bus_disconnected", url=url)
@@ -167,9 +171,10 @@ class Bus:
                 await asyncio.sleep(0.2)
 
     async def close(self) -> None:
+        """Flushes what was published; no drain: nats-py waits there for handlers that may never end."""
         with contextlib.suppress(nats.errors.Error, TimeoutError):
-            async with asyncio.timeout(5):
-                await self._client.drain()
+            await self._client.flush(timeout=2)
+        await self._client.close()
 
     @property
     def is_connected(self) -> bool:
@@ -371,7 +376,9 @@ class Bus:
         seen = start_sequence - 1
         try:
             while follow or (pending > 0 and seen < end):
-                for message in await self._fetch(pull, 256, 5.0 if follow else 2.0):
+                # nats-py waits for a batch to fill: ask for what is known to be there, otherwise for the next one.
+                batch = min(pending, 256) or 1
+                for message in await self._fetch(pull, batch, FOLLOW_POLL_S):
                     metadata = message.metadata
                     seen, pending = metadata.sequence.stream, metadata.num_pending
                     yield Stored(
@@ -455,9 +462,10 @@ def _translated(what: str) -> Iterator[None]:
     try:
         yield
     except js_errors.APIError as error:
-        if error.code == 404 and error.err_code in {None, NO_MESSAGE_FOUND}:
+        not_found = isinstance(error, js_errors.NotFoundError) or error.code == 404
+        if not_found and error.err_code in {None, NO_MESSAGE_FOUND}:
             raise _NoSuchMessage(what) from error
-        if error.code == 404:
+        if not_found:
             raise Unavailable(f"{what}: {error.description}; has the scheduler been started?") from error
         if error.err_code == WRONG_LAST_SEQUENCE:
             raise WrongLastSequence(f"{what}: {error.description}") from error
