@@ -399,7 +399,7 @@ def _without_none(hint: Any) -> Any:
 def _scalars(hint: Any) -> tuple[Any, ...]:
     """The legal types, or the legal words of a Literal, of a scalar field."""
     if get_origin(hint) in (Union, types.UnionType):
-        return get_args(hint)
+        return tuple(kind for kind in get_args(hint) if kind is not type(None))
     return get_args(hint) if get_origin(hint) is Literal else (hint,)
 
 
