@@ -1,1 +1,1 @@
-"""The child that holds the model and the device. Imports nothing of screentest; `protocol` is what both sides import."""
+"""The child that holds the model and the device. Imports nothing of screentest; both sides import `protocol`."""

@@ -3,7 +3,7 @@
 Requests travel on the child's stdin. Replies travel on a private descriptor whose number is in the environment
 variable `SCREENTEST_REPLY_FD`; stdout and stderr are logs. Frames never cross the pipe: they lie in a file.
 
-A line is one JSON object: the message's fields and `"message"`, the class name in snake case. An unknown message or
+A line is one JSON object: the message's fields and `"kind"`, the class name in snake case. An unknown message or
 field is a `ProtocolError`, because both sides are always of the same commit.
 """
 
@@ -295,7 +295,7 @@ Message = RunnerRequest | RunnerReply | Encode | EncoderReply
 
 
 def message_name(kind: type) -> str:
-    """`StepDone` -> `step_done`: the value of a line's `message` key."""
+    """`StepDone` -> `step_done`: the value of a line's `kind` key."""
     return re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).lower()
 
 
@@ -306,7 +306,7 @@ def to_line(message: Message) -> bytes:
     """One JSON line with its newline. Not-a-number is refused: JSON has no word for it."""
     content = {field.name: getattr(message, field.name) for field in fields(message)}
     text = json.dumps(
-        {"message": message_name(type(message)), **content}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        {"kind": message_name(type(message)), **content}, ensure_ascii=False, allow_nan=False, separators=(",", ":")
     )
     return text.encode() + b"\n"
 
@@ -317,9 +317,9 @@ def parse(line: bytes | str) -> Message:
         content = json.loads(line)
     except ValueError as error:
         raise ProtocolError(f"not a JSON line: {error}: {line[:200]!r}") from error
-    if not isinstance(content, dict) or content.get("message") not in MESSAGES:
+    if not isinstance(content, dict) or content.get("kind") not in MESSAGES:
         raise ProtocolError(f"no message of this protocol: {line[:200]!r}")
-    name = content.pop("message")
+    name = content.pop("kind")
     return _build(MESSAGES[name], name, content)
 
 

@@ -1,0 +1,339 @@
+"""The ordinary diffusers pipeline: one from_pretrained, one call. Odd ones override `assemble`."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from pathlib import Path
+from typing import Any
+
+from screentest_runner import gates, miniature
+from screentest_runner.failures import AttemptFailure
+from screentest_runner.frames import Clip
+from screentest_runner.keyframe import read_keyframe
+from screentest_runner.progress import AttemptProgress
+from screentest_runner.protocol import FailureClass, Generate, Load, Phase
+
+PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pillow")
+DENOISERS = ("transformer", "unet")
+UINT8_CHUNK_FRAMES = 16  # bounds the float32 copy on the device; one frame at a time costs a launch each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoint:
+    """Folders of the weights; base only for a lane with a base_repo. build_s: None when nothing was built."""
+
+    main: Path
+    base: Path | None
+    build_s: float | None
+
+
+class DiffusersAdapter:
+    """Holds one pipeline. Its components report into the progress of the attempt that runs."""
+
+    def __init__(self, lane: dict[str, Any]) -> None:
+        self.lane = lane
+        self._pipe: Any = None
+        self._device = "cpu"
+        self._progress: AttemptProgress | None = None
+        self._decoded = _FiniteCount()
+
+    # --- Prepare
+
+    def prepare(self) -> dict[str, str]:
+        """Imports the pipeline's and the components' modules only: both libraries load the rest when asked."""
+        import torch
+        from diffusers.utils import logging as diffusers_logging
+        from transformers.utils import logging as transformers_logging
+
+        diffusers_logging.disable_progress_bar()
+        transformers_logging.disable_progress_bar()
+        self.pipeline_class()
+        for name, part in self.lane["components"].items():
+            miniature.component_class(part, name, self.lane["id"])
+        versions = {name: metadata.version(name) for name in PACKAGES}
+        if torch.version.cuda is not None:
+            versions["cuda"] = torch.version.cuda
+        return {"python": platform.python_version(), **versions}
+
+    def pipeline_class(self) -> Any:
+        """Raises AttemptFailure(layout) when this diffusers has no such class."""
+        name = self.lane["pipeline"]["class"]
+        found = getattr(import_module("diffusers"), name, None)
+        if found is None:
+            version = metadata.version("diffusers")
+            raise AttemptFailure(FailureClass.LAYOUT, f"diffusers {version} has no {name!r}")
+        return found
+
+    # --- Load
+
+    def load(self, load: Load, device: str) -> float | None:
+        import torch
+
+        checkpoint = self._checkpoint(load)
+        pipe = self.assemble(checkpoint.main, checkpoint.base)
+        pipe.set_progress_bar_config(disable=True)
+        gates.check_tokenizers(pipe, checkpoint.base or checkpoint.main)
+        gates.check_text_encoders(pipe)
+        self._place(pipe, load.rung, torch.device(device))
+        for path in self.lane["pipeline"].get("before_call", []):
+            _method(pipe, path)()
+        self._watch(pipe)
+        self._pipe, self._device = pipe, device
+        return checkpoint.build_s
+
+    def _checkpoint(self, load: Load) -> Checkpoint:
+        has_base = "base_repo" in self.lane["model"]
+        match load.weights:
+            case "hub":
+                return self._downloaded(load, has_base)
+            case "miniature":
+                folder = miniature.cached(self.lane, Path(load.cache_dir), self.prepare())
+                began = time.perf_counter()
+                is_new = not folder.is_dir()
+                if is_new:
+                    miniature.build(self.lane, folder)
+                return Checkpoint(
+                    main=folder / "model" if has_base else folder,
+                    base=folder / "base" if has_base else None,
+                    build_s=time.perf_counter() - began if is_new else None,
+                )
+            case "full-random":
+                raise AttemptFailure(
+                    FailureClass.PREFLIGHT_REFUSED,
+                    "this runner cannot make full-random weights; submit with --weights miniature or hub",
+                )
+
+    def _downloaded(self, load: Load, has_base: bool) -> Checkpoint:
+        model = self.lane["model"]
+        wanted = [("weights_dir", load.weights_dir, model["repo"])]
+        if has_base:
+            wanted.append(("base_dir", load.base_dir, model["base_repo"]))
+        for field, folder, repo in wanted:
+            if folder is None or not Path(folder).is_dir():
+                raise AttemptFailure(
+                    FailureClass.LAYOUT,
+                    f"{field}: no folder {folder!r} with the weights of {repo}; download them first",
+                )
+        return Checkpoint(
+            main=Path(load.weights_dir or ""), base=Path(load.base_dir or "") if has_base else None, build_s=None
+        )
+
+    def assemble(self, main: Path, base: Path | None) -> Any:
+        """The pipeline on the host, from one folder with a model_index.json."""
+        return self.from_folder(main)
+
+    def from_folder(self, folder: Path, **parts: Any) -> Any:
+        """from_pretrained, offline and of safetensors only; `parts` replace components of the folder."""
+        return self.pipeline_class().from_pretrained(
+            folder,
+            dtype=self.dtypes(),
+            variant=self.lane["model"].get("variant"),
+            use_safetensors=True,
+            local_files_only=True,
+            **self._explicit_parts(folder),
+            **parts,
+        )
+
+    def dtypes(self) -> dict[str, Any]:
+        """Component name, or `default`, to torch dtype."""
+        import torch
+
+        return {name: getattr(torch, dtype) for name, dtype in self.lane["pipeline"]["dtype"].items()}
+
+    def dtype_of(self, component: str) -> Any:
+        dtypes = self.dtypes()
+        return dtypes.get(component, dtypes["default"])
+
+    def _explicit_parts(self, folder: Path) -> dict[str, Any]:
+        """The components whose class in model_index.json is not the one to use."""
+        return {
+            name: miniature.component_class(part, name, self.lane["id"]).from_pretrained(
+                folder / name, local_files_only=True
+            )
+            for name, part in self.lane["components"].items()
+            if "index_class" in part
+        }
+
+    def _place(self, pipe: Any, rung: dict[str, Any], device: Any) -> None:
+        """Put the pipeline on the device as the rung says."""
+        import torch
+
+        name = _denoiser_name(pipe)
+        if rung.get("layerwise_fp8"):
+            getattr(pipe, name).enable_layerwise_casting(
+                storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype_of(name)
+            )
+        offload_type = rung.get("group_offload")
+        if offload_type is None:
+            pipe.to(device)
+            return
+        streamed = {part for part in pipe.components if part == name or part.startswith("text_encoder")}
+        pipe.enable_group_offload(
+            onload_device=device,
+            offload_device=torch.device("cpu"),
+            offload_type=offload_type,
+            num_blocks_per_group=1 if offload_type == "block_level" else None,
+            use_stream=device.type == "cuda",
+            exclude_modules=[part for part in pipe.components if part not in streamed],
+        )
+
+    # --- Generate
+
+    def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
+        import torch
+
+        if self._device != "cpu":
+            torch.cuda.reset_peak_memory_stats()
+        self._progress, self._decoded = progress, _FiniteCount()
+        try:
+            video = self._call(generate, progress)
+        finally:
+            self._progress = None
+        progress.enter(Phase.DECODING)
+        fraction = self._decoded.fraction()
+        if fraction != 1.0:
+            raise AttemptFailure(
+                FailureClass.NAN, f"{1 - fraction:.2%} of the decoded values are not finite; the clip would be black"
+            )
+        return Clip(pixels=to_uint8(video), finite_fraction=fraction)
+
+    def _call(self, generate: Generate, progress: AttemptProgress) -> Any:
+        """The pipeline's video, (T, C, H, W) floats in 0..1 on the device."""
+        import torch
+
+        taken = inspect.signature(self._pipe.__call__).parameters
+        arguments = dict(generate.call)
+        if generate.keyframe_path is not None:
+            keyword = self.lane["parameters"]["keyframe"]
+            width_px, height_px = (arguments[self.lane["parameters"][name]] for name in ("width_px", "height_px"))
+            arguments[keyword] = read_keyframe(Path(generate.keyframe_path), width_px, height_px)
+        if unknown := sorted(arguments.keys() - taken.keys()):
+            raise AttemptFailure(
+                FailureClass.BAD_KWARGS,
+                f"{type(self._pipe).__name__} takes no {', '.join(unknown)}; change [parameters]",
+            )
+        arguments |= {"generator": torch.Generator("cpu").manual_seed(generate.seed), "output_type": "pt"}
+        if "callback_on_step_end" in taken:
+            arguments["callback_on_step_end"] = _step_callback(progress)
+            return self._pipe(**arguments).frames[0]
+        with _StepsOfScheduler(self._pipe.scheduler, progress):
+            return self._pipe(**arguments).frames[0]
+
+    def _watch(self, pipe: Any) -> None:
+        """Tell the running attempt when the first denoising begins, and look at everything the VAE decodes."""
+
+        def before_denoiser(*_: Any) -> None:
+            if self._progress is not None:
+                self._progress.enter(Phase.DENOISING)
+
+        getattr(pipe, _denoiser_name(pipe)).register_forward_pre_hook(before_denoiser)
+        decode = pipe.vae.decode
+
+        def watched_decode(*arguments: Any, **keywords: Any) -> Any:
+            decoded = decode(*arguments, **keywords)
+            # here, because the pipeline then clamps to 0..1, which turns infinity into white
+            self._decoded.add(decoded[0])
+            return decoded
+
+        pipe.vae.decode = watched_decode
+
+    # --- memory
+
+    def device_bytes(self) -> int | None:
+        return self._cuda_bytes("memory_reserved")
+
+    def peak_device_bytes(self) -> int | None:
+        return self._cuda_bytes("max_memory_reserved")
+
+    def _cuda_bytes(self, reading: str) -> int | None:
+        if self._device == "cpu":
+            return None
+        import torch
+
+        return int(getattr(torch.cuda, reading)())
+
+
+class _FiniteCount:
+    """How many of the decoded values are finite. The sums stay on the device until the end."""
+
+    def __init__(self) -> None:
+        self._finite: Any = 0
+        self._all = 0
+
+    def add(self, values: Any) -> None:
+        self._finite = self._finite + values.isfinite().sum()
+        self._all += values.numel()
+
+    def fraction(self) -> float:
+        return int(self._finite) / self._all if self._all else 1.0
+
+
+class _StepsOfScheduler:
+    """For a pipeline without callback: counts the steps of its scheduler while it runs."""
+
+    def __init__(self, scheduler: Any, progress: AttemptProgress) -> None:
+        self._scheduler = scheduler
+        self._progress = progress
+
+    def __enter__(self) -> None:
+        step = self._scheduler.step
+
+        def counted_step(*arguments: Any, **keywords: Any) -> Any:
+            result = step(*arguments, **keywords)
+            _check_finite(result[0], self._progress)
+            self._progress.step_done(len(self._scheduler.timesteps))
+            return result
+
+        self._scheduler.step = counted_step
+
+    def __exit__(self, *_: object) -> None:
+        del self._scheduler.step  # uncovers the class's own method
+
+
+def _step_callback(progress: AttemptProgress) -> Callable[..., dict[str, Any]]:
+    def after_step(pipe: Any, _index: int, _timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        _check_finite(tensors["latents"], progress)
+        progress.step_done(pipe.num_timesteps)
+        return tensors
+
+    return after_step
+
+
+def _check_finite(latents: Any, progress: AttemptProgress) -> None:
+    """Fails in the step that breaks, instead of after all of them with a valid black clip."""
+    if not bool(latents.isfinite().all()):
+        raise AttemptFailure(
+            FailureClass.NAN, f"the latents of step {progress.steps_done + 1} are not finite; check the lane's dtype"
+        )
+
+
+def _denoiser_name(pipe: Any) -> str:
+    return next(name for name in DENOISERS if getattr(pipe, name, None) is not None)
+
+
+def _method(pipe: Any, path: str) -> Callable[[], Any]:
+    """`vae.enable_tiling` -> that bound method."""
+    target = pipe
+    for name in path.split("."):
+        target = getattr(target, name)
+    return target
+
+
+def to_uint8(video: Any) -> Any:
+    """(T, C, H, W) floats in 0..1 on any device -> numpy (T, H, W, 3) uint8, rounded on the device.
+
+    A quarter of the bytes of a float copy cross to the host.
+    """
+    import torch
+
+    frames, _, height, width = video.shape
+    pixels = torch.empty((frames, height, width, 3), dtype=torch.uint8)
+    for start in range(0, frames, UINT8_CHUNK_FRAMES):
+        chunk = video[start : start + UINT8_CHUNK_FRAMES].float().mul(255).round_().clamp_(0, 255).to(torch.uint8)
+        pixels[start : start + UINT8_CHUNK_FRAMES] = chunk.permute(0, 2, 3, 1)
+    return pixels.numpy()

@@ -1,0 +1,48 @@
+"""Checks of a freshly loaded pipeline: conditions under which a clip would come out, but not of the prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from screentest_runner.failures import AttemptFailure
+from screentest_runner.protocol import FailureClass
+
+# Spaces, a blank line, digits and an accent: what differs between a right and a half-right tokenizer.
+PROBE = "A cat walks,  slowly.\n\nÉtude No. 271: <glass> & steel"
+
+
+def check_tokenizers(pipeline: Any, folder: Path) -> None:
+    """Every tokenizer must split as its own tokenizer.json says, whatever class the library chose for it.
+
+    Raises AttemptFailure(conditioning). transformers 5 reads some files with another class and loses the spaces
+    between words, silently (huggingface/transformers#45488). A tokenizer without tokenizer.json cannot be checked.
+    """
+    from tokenizers import Tokenizer
+
+    for name, part in pipeline.components.items():
+        file = folder / name / "tokenizer.json"
+        if not name.startswith("tokenizer") or part is None or not file.is_file():
+            continue
+        wanted = Tokenizer.from_file(str(file)).encode(PROBE, add_special_tokens=False).ids
+        got = part(PROBE, add_special_tokens=False, padding=False, truncation=False)["input_ids"]
+        if got != wanted:
+            raise AttemptFailure(
+                FailureClass.CONDITIONING,
+                f"{name} ({type(part).__name__}) does not split text as its tokenizer.json says: {got[:12]} instead of "
+                f"{wanted[:12]}; name the right class in components.{name} of the lane file",
+            )
+
+
+def check_text_encoders(pipeline: Any) -> None:
+    """No token embedding may be all zero: every prompt would be the same. Raises AttemptFailure(conditioning).
+
+    Early releases of transformers 5 left UMT5's untied embedding at zero (huggingface/transformers#43880).
+    """
+    for name, part in pipeline.components.items():
+        if not name.startswith("text_encoder") or part is None:
+            continue
+        if not part.get_input_embeddings().weight.any():
+            raise AttemptFailure(
+                FailureClass.CONDITIONING, f"the token embedding of {name} ({type(part).__name__}) is all zero"
+            )

@@ -1,0 +1,137 @@
+"""Miniatures: a tiny random-weight copy of a lane's own pipeline, saved as a checkpoint folder like a published one.
+
+Every component is of its real class; only the sizes in the lane file's `miniature` tables differ. The folder is then
+loaded through the very path that a checkpoint from the hub takes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from screentest_runner.failures import AttemptFailure
+from screentest_runner.protocol import FailureClass
+from screentest_runner.tiny_tokenizers import MAKERS
+
+SEED = 20260508  # every machine makes the same weights
+IMAGE_PROCESSORS = ("CLIPImageProcessor", "CLIPProcessor")
+
+
+def cached(lane: dict[str, Any], cache_dir: Path, versions: Mapping[str, str]) -> Path:
+    """Where the lane's miniature lies, or would lie: the name covers what the folder is made from."""
+    made_from = {key: lane.get(key) for key in ("model", "pipeline", "components")}
+    text = json.dumps([made_from, dict(versions), _own_source()], sort_keys=True)
+    return cache_dir / f"{lane['id']}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+def _own_source() -> str:
+    """Digest of the two modules that decide what a miniature holds."""
+    from screentest_runner import tiny_tokenizers
+
+    sources = (Path(module).read_bytes() for module in (__file__, tiny_tokenizers.__file__))
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+def build(lane: dict[str, Any], folder: Path) -> None:
+    """Make the miniature at `folder`, whole or not at all: built beside it and renamed.
+
+    A lane with a `base_repo` becomes two folders in one, `model` and `base`, as its two repositories are.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        _save(lane, temporary)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another runner was faster, with the same content
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _save(lane: dict[str, Any], folder: Path) -> None:
+    import diffusers
+
+    pipeline_class = getattr(diffusers, lane["pipeline"]["class"])
+    parts = _make_components(lane, pipeline_class)
+    pipeline = pipeline_class(**parts)
+    variant = lane["model"].get("variant")
+    if "base_repo" in lane["model"]:
+        parts["transformer"].save_pretrained(folder / "model", variant=variant)
+        folder = folder / "base"
+    pipeline.save_pretrained(folder, variant=variant)
+    _write_published_classes(lane, folder)
+
+
+def _make_components(lane: dict[str, Any], pipeline_class: type) -> dict[str, Any]:
+    import torch
+
+    torch.manual_seed(SEED)
+    return {name: _make(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
+
+
+def _make(name: str, part: dict[str, Any], lane: dict[str, Any], pipeline_class: type) -> Any:
+    config = merged(part.get("config", {}), part.get("miniature", {}))
+    class_name = part["class"]
+    if class_name in MAKERS:
+        return MAKERS[class_name](pipeline_class)
+    if class_name in IMAGE_PROCESSORS:
+        return _make_image_processor(class_name, config, pipeline_class)
+    kind = component_class(part, name, lane["id"])
+    if part["library"] == "diffusers":
+        return kind(**config)  # a model or a scheduler
+    return kind(kind.config_class(**config)).eval()
+
+
+def _make_image_processor(class_name: str, config: dict[str, Any], pipeline_class: type) -> Any:
+    import transformers
+
+    images = transformers.CLIPImageProcessor(**config)
+    if class_name == "CLIPImageProcessor":
+        return images
+    return transformers.CLIPProcessor(images, MAKERS["CLIPTokenizer"](pipeline_class))
+
+
+def component_class(part: dict[str, Any], name: str, lane_id: str) -> type:
+    """The class that a component's table names. Raises AttemptFailure(layout) when the library has none such."""
+    import importlib
+
+    kind = getattr(importlib.import_module(part["library"]), part["class"], None)
+    if kind is None:
+        raise AttemptFailure(
+            FailureClass.LAYOUT,
+            f"lane {lane_id!r}: components.{name}: {part['library']} has no class {part['class']!r}",
+        )
+    return kind
+
+
+def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
+    """base with the override's values; tables are merged, everything else is replaced."""
+    result = dict(base)
+    for key, value in override.items():
+        inner = result.get(key)
+        result[key] = merged(inner, value) if isinstance(inner, Mapping) and isinstance(value, Mapping) else value
+    return result
+
+
+def _write_published_classes(lane: dict[str, Any], folder: Path) -> None:
+    """Name in model_index.json and tokenizer_config.json the classes that the published files name.
+
+    With the class that save_pretrained writes, the miniature would load where the published checkpoint does not.
+    """
+    index_path = folder / "model_index.json"
+    index = json.loads(index_path.read_text())
+    for name, part in lane["components"].items():
+        index_class = part.get("index_class", part["class"])
+        index[name] = [part["library"], index_class]
+        tokenizer_config = folder / name / "tokenizer_config.json"
+        if "index_class" in part and tokenizer_config.is_file():
+            content = json.loads(tokenizer_config.read_text())
+            tokenizer_config.write_text(json.dumps({**content, "tokenizer_class": index_class}, indent=2))
+    index_path.write_text(json.dumps(index, indent=2))
