@@ -1,0 +1,128 @@
+"""The telemetry service: vitals onto the bus, and answers about this host's devices."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+from pydantic import Field
+
+from screentest import subjects, wire
+from screentest.errors import BadRequest
+from screentest.kit import clock, lifecycle, logging
+from screentest.kit.bus import Bus
+from screentest.kit.config import ServiceSettings
+from screentest.records import Process, ProofRequest, VitalsBatch
+from screentest_telemetry import processes, sampling
+from screentest_telemetry.devices import CpuDevice, Device, DeviceName, GpuDevice, parse_devices
+from screentest_telemetry.nvml import DriverThread, Nvml
+from screentest_telemetry.registry import Registry
+
+log = structlog.get_logger()
+
+
+class Settings(ServiceSettings):
+    """``devices``: comma list of ``cpu-N`` and ``gpu-N``. ``tenants``: comma list of words; a process with one of them
+    in its command line is foreign on every GPU."""
+
+    devices: str = "cpu-0"
+    lock_dir: Path = Path("/var/lock/screentest")
+    state_dir: Path = Path(".state/telemetry")
+    vitals_hz: float = Field(default=2.0, ge=1, le=10)
+    tenants: str = ""
+    workers_share_pid_namespace: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Driver:
+    nvml: Nvml
+    thread: DriverThread
+
+
+def build_device(name: DeviceName, settings: Settings, registry: Registry, driver: Driver) -> Device:
+    if name.kind == "cpu":
+        return CpuDevice(name, settings.host, settings.lock_dir, registry)
+    return GpuDevice(
+        name,
+        settings.host,
+        settings.lock_dir,
+        registry,
+        nvml=driver.nvml,
+        driver=driver.thread,
+        tenants=tuple(word.strip() for word in settings.tenants.split(",") if word.strip()),
+        list_is_complete=processes.sees_every_process(),
+        own_namespace_is_enough=settings.workers_share_pid_namespace,
+    )
+
+
+async def answer_for(bus: Bus, host: str, device: Device) -> None:
+    """Subscribes the three subjects of one device. Facts that cannot be had are not answered: the asker asks again."""
+
+    async def facts(_subject: str, _payload: bytes) -> bytes:
+        return wire.encode(await device.facts())
+
+    async def register(_subject: str, payload: bytes) -> bytes:
+        return wire.encode(await device.register(wire.decode(payload, Process)))
+
+    async def prove(_subject: str, payload: bytes) -> bytes:
+        proof = await device.prove(wire.decode(payload, ProofRequest))
+        log.info("proof_given", device=str(device.name), kind=proof.kind, clean=proof.clean, reason=proof.reason)
+        return wire.encode(proof)
+
+    name = str(device.name)
+    await bus.answer(subjects.device_facts(host, name), facts)
+    await bus.answer(subjects.register_runner(host, name), register)
+    await bus.answer(subjects.proof(host, name), prove)
+
+
+def vitals_sender(bus: Bus, host: str) -> Callable[[VitalsBatch], Awaitable[None]]:
+    outbox = sampling.Outbox(lambda payload: bus.publish(subjects.vitals(host), payload), lambda: bus.is_connected)
+
+    async def send(batch: VitalsBatch) -> None:
+        await outbox.send(wire.encode(batch))
+
+    return send
+
+
+async def serve(settings: Settings, stopping: asyncio.Event) -> None:
+    names = parse_devices(settings.devices)
+    _make_directory(settings.lock_dir, "SCREENTEST_LOCK_DIR")
+    _make_directory(settings.state_dir, "SCREENTEST_STATE_DIR")
+    registry = Registry(settings.state_dir / "devices.json", clock.boot_id())
+    driver = Driver(nvml=Nvml(), thread=DriverThread())
+    devices = [build_device(name, settings, registry, driver) for name in names]
+    bus = await Bus.connect(
+        settings.nats_url, name="telemetry", user=settings.nats_user, password=settings.nats_password()
+    )
+    try:
+        for device in devices:
+            await answer_for(bus, settings.host, device)
+        await bus.flush()
+        log.info("telemetry_ready", host=settings.host, devices=settings.devices, rate_hz=settings.vitals_hz)
+        gpus = sampling.GpuReader(driver.nvml, driver.thread)
+        await lifecycle.run_until(
+            stopping,
+            sampling.sample_forever(settings.host, settings.vitals_hz, gpus.read, vitals_sender(bus, settings.host)),
+        )
+    finally:
+        driver.thread.close()
+        await bus.close()
+
+
+def _make_directory(path: Path, variable: str) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadRequest(f"directory {path} cannot be made ({error.strerror}); set {variable}") from error
+
+
+def main() -> None:
+    async def service(stopping: asyncio.Event) -> None:
+        settings = Settings()
+        logging.configure("telemetry", log_format=settings.log_format, level=settings.log_level)
+        await serve(settings, stopping)
+
+    lifecycle.run(service)

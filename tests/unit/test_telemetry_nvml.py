@@ -1,0 +1,163 @@
+"""NVML, field by field, with a stand-in for the library that raises pynvml's own errors."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pynvml
+import pytest
+
+from screentest_telemetry.nvml import DriverError, DriverThread, Nvml, throttle_names
+
+GIB = 2**30
+
+
+class Card:
+    """One GPU of a library stand-in; ``answers`` replaces single calls by a value or an error to raise."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.answers: dict[str, Any] = {
+            "nvmlInit": None,
+            "nvmlShutdown": None,
+            "nvmlSystemGetDriverVersion": "580.142",
+            "nvmlDeviceGetCount": 1,
+            "nvmlDeviceGetHandleByIndex": "handle",
+            "nvmlDeviceGetUUID": "GPU-aaaa",
+            "nvmlDeviceGetName": "Test card",
+            "nvmlDeviceGetMemoryInfo": SimpleNamespace(total=24 * GIB, used=4 * GIB, free=20 * GIB),
+            "nvmlDeviceGetEnforcedPowerLimit": 300_000,
+            "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=97, memory=40),
+            "nvmlDeviceGetTemperature": 71,
+            "nvmlDeviceGetPowerUsage": 93_660,
+            "nvmlDeviceGetTotalEnergyConsumption": 1_234_567,
+            "nvmlDeviceGetClockInfo": 1980,
+            "nvmlDeviceGetFanSpeed": 44,
+            "nvmlDeviceGetCurrentClocksThrottleReasons": 0x24,
+            "nvmlDeviceGetComputeRunningProcesses": [],
+            "nvmlDeviceGetGraphicsRunningProcesses": [],
+        } | answers
+        self.calls: list[str] = []
+
+    def __getattr__(self, name: str) -> Any:
+        def call(*_: Any) -> Any:
+            self.calls.append(name)
+            answer = self.answers[name]
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+
+        return call
+
+
+def read(nvml: Nvml) -> Any:
+    return nvml.read(lambda: 7)
+
+
+def test_every_field_has_its_unit() -> None:
+    reading = read(Nvml(Card()))
+    sample = reading.samples[0]
+    assert (sample.utilisation_percent, sample.temperature_c, sample.power_w) == (97.0, 71.0, 93.66)
+    assert (sample.energy_mj, sample.memory_used_bytes, sample.fan_percent) == (1_234_567, 4 * GIB, 44.0)
+    assert sample.throttle_reasons == "power_cap,software_thermal"
+    assert (reading.gpus[0].power_limit_w, reading.gpus[0].memory_kind, reading.error) == (300.0, "device", None)
+    assert sample.unavailable == ()
+
+
+def test_unsupported_fields_are_none_and_named_and_asked_only_once() -> None:
+    card = Card(nvmlDeviceGetFanSpeed=pynvml.NVMLError_NotSupported())
+    nvml = Nvml(card)
+    first, second = read(nvml).samples[0], read(nvml).samples[0]
+    assert first.fan_percent is None and first.unavailable == second.unavailable == ("fan=not_supported",)
+    assert card.calls.count("nvmlDeviceGetFanSpeed") == 1
+    assert second.power_w == 93.66
+
+
+def test_a_passing_error_costs_one_field_once() -> None:
+    card = Card(nvmlDeviceGetPowerUsage=pynvml.NVMLError_Timeout())
+    nvml = Nvml(card)
+    assert read(nvml).samples[0].unavailable == ("power=error:Timeout",)
+    card.answers["nvmlDeviceGetPowerUsage"] = 50_000
+    assert read(nvml).samples[0].power_w == 50.0
+
+
+@pytest.mark.parametrize(
+    "memory", [pynvml.NVMLError_NotSupported(), SimpleNamespace(total=0, used=0, free=0)], ids=["refused", "zero"]
+)
+def test_memory_of_a_unified_card_is_unknown_and_never_zero(memory: Any) -> None:
+    nvml = Nvml(Card(nvmlDeviceGetMemoryInfo=memory))
+    reading = read(nvml)
+    assert reading.samples[0].memory_used_bytes is None
+    assert reading.samples[0].unavailable == ("memory=not_supported",)
+    assert (reading.gpus[0].memory_total_bytes, reading.gpus[0].memory_kind) == (None, "unified")
+    assert nvml.memory_free_bytes(0) is None
+
+
+def test_missing_library_is_said_and_tried_again_later() -> None:
+    now = [0.0]
+    card = Card(nvmlInit=pynvml.NVMLError_LibraryNotFound())
+    nvml = Nvml(card, monotonic=lambda: now[0])
+    assert "Library Not Found" in (read(nvml).error or "")
+    assert read(nvml).samples == () and card.calls.count("nvmlInit") == 1
+    card.answers["nvmlInit"], now[0] = None, 6.0
+    assert read(nvml).error is None and len(read(nvml).samples) == 1
+
+
+def test_a_lost_gpu_restarts_nvml() -> None:
+    now = [0.0]
+    card = Card(nvmlDeviceGetUtilizationRates=pynvml.NVMLError_GpuIsLost())
+    nvml = Nvml(card, monotonic=lambda: now[0])
+    assert "utilisation=error:GpuIsLost" in read(nvml).samples[0].unavailable
+    assert "was lost" in (read(nvml).error or "")
+    card.answers["nvmlDeviceGetUtilizationRates"], now[0] = SimpleNamespace(gpu=1, memory=1), 6.0
+    assert read(nvml).samples[0].utilisation_percent == 1.0
+    assert card.calls.count("nvmlInit") == 2
+
+
+def test_a_gpu_that_cannot_be_opened_is_tried_again() -> None:
+    now = [0.0]
+    card = Card(nvmlDeviceGetUUID=pynvml.NVMLError_Unknown())
+    nvml = Nvml(card, monotonic=lambda: now[0])
+    assert read(nvml).samples == () and read(nvml).error.startswith("GPU 0")
+    card.answers["nvmlDeviceGetUUID"], now[0] = "GPU-aaaa", 6.0
+    assert len(read(nvml).samples) == 1
+
+
+def test_stub_driver_is_recognised_by_its_name() -> None:
+    assert read(Nvml(Card(nvmlSystemGetDriverVersion="999.STUB"))).driver_is_stub
+    assert not read(Nvml(Card())).driver_is_stub
+
+
+def test_an_unreadable_process_list_is_an_error_and_not_an_empty_list() -> None:
+    card = Card(nvmlDeviceGetComputeRunningProcesses=pynvml.NVMLError_NoPermission())
+    with pytest.raises(DriverError, match="process list"):
+        Nvml(card).processes(0)
+
+
+def test_processes_of_both_kinds_are_listed_once() -> None:
+    compute = [SimpleNamespace(pid=10, usedGpuMemory=5), SimpleNamespace(pid=11, usedGpuMemory=None)]
+    card = Card(
+        nvmlDeviceGetComputeRunningProcesses=compute,
+        nvmlDeviceGetGraphicsRunningProcesses=[SimpleNamespace(pid=10, usedGpuMemory=5)],
+    )
+    assert [(p.pid, p.memory_bytes) for p in Nvml(card).processes(0)] == [(10, 5), (11, None)]
+
+
+def test_throttle_bits_without_a_name_are_still_shown() -> None:
+    assert throttle_names(0) == "none"
+    assert throttle_names(0x1001) == "idle,0x1000"
+
+
+async def test_a_hung_driver_fails_this_call_in_time_and_the_next_at_once() -> None:
+    thread = DriverThread()
+    with pytest.raises(DriverError, match="not answered"):
+        await thread.call(lambda: time.sleep(0.3), timeout_s=0.05)
+    started = time.monotonic()
+    with pytest.raises(DriverError, match="hangs"):
+        await thread.call(lambda: 1, timeout_s=5)
+    assert time.monotonic() - started < 0.1
+    await asyncio.sleep(0.4)
+    assert await thread.call(lambda: 1, timeout_s=1) == 1
+    thread.close()
