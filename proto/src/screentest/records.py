@@ -175,7 +175,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LanePlan:
-    """What a lane file said when the sweep was planned, resolved for this sweep."""
+    """What a lane file said when the sweep was planned, resolved for this sweep.
+
+    ``call``: the pipeline's keyword arguments but for keyframe and generator; the value of ``prompt_keyword`` is a
+    template with ``{prompt}``. An empty ``prompt_keyword`` = the pipeline takes no prompt.
+    """
 
     lane_id: str
     lane_title: str
@@ -195,6 +199,7 @@ class LanePlan:
     weights_repo: str
     weights_revision: str
     preflight: str = ""
+    prompt_keyword: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

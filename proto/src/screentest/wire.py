@@ -24,6 +24,7 @@ from screentest.errors import BadRequest
 from screentest.v1 import events_pb2, jobs_pb2, scheduler_pb2, vitals_pb2
 
 R = TypeVar("R")
+E = TypeVar("E", bound=StrEnum)
 
 _MODULES = (jobs_pb2, events_pb2, vitals_pb2, scheduler_pb2)
 _RENAMED = {"Attempt": "AttemptView"}
@@ -96,6 +97,19 @@ def decode(payload: bytes, record_class: type[R]) -> R:
     except DecodeError as error:
         raise BadRequest(f"these bytes are no {record_class.__name__}: {error}") from error
     return from_wire(message, record_class)
+
+
+def enum_member(number: int, kind: type[E]) -> E:
+    """A StrEnum member from a message's enum field; BadRequest when it is not set or unknown here."""
+    member = _enum_member(kind, number)
+    if member is None:
+        raise BadRequest(f"{_snake(kind.__name__)} is not set; give one of {', '.join(kind)}")
+    return kind(member)
+
+
+def enum_number(member: StrEnum) -> int:
+    """The number of a StrEnum member in its message's enum."""
+    return _enum_number(type(member), member)
 
 
 def _decode_field(message: Any, codec: _Codec, record_class: type) -> Any:

@@ -479,6 +479,7 @@ class LanePlan(_message.Message):
     WEIGHTS_REPO_FIELD_NUMBER: _builtins.int
     WEIGHTS_REVISION_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
+    PROMPT_KEYWORD_FIELD_NUMBER: _builtins.int
     lane_id: _builtins.str
     lane_title: _builtins.str
     task: Global___Task.ValueType
@@ -494,9 +495,11 @@ class LanePlan(_message.Message):
     weights_revision: _builtins.str
     preflight: _builtins.str
     """What preflight said at submit: "ok", "fixed: ...", "not preflighted: no worker"."""
+    prompt_keyword: _builtins.str
+    """Name of the keyword that takes the prompt; empty = the pipeline takes none."""
     @_builtins.property
     def call(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]:
-        """Pipeline keyword arguments without prompt, keyframe and generator."""
+        """Pipeline keyword arguments without keyframe and generator; the prompt's is a template with "{prompt}"."""
 
     @_builtins.property
     def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mark]: ...
@@ -525,10 +528,11 @@ class LanePlan(_message.Message):
         weights_repo: _builtins.str = ...,
         weights_revision: _builtins.str = ...,
         preflight: _builtins.str = ...,
+        prompt_keyword: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "device", b"device", "fps", b"fps", "height_px", b"height_px", "host", b"host", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "num_frames", b"num_frames", "preflight", b"preflight", "rungs", b"rungs", "steps", b"steps", "task", b"task", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "device", b"device", "fps", b"fps", "height_px", b"height_px", "host", b"host", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "num_frames", b"num_frames", "preflight", b"preflight", "prompt_keyword", b"prompt_keyword", "rungs", b"rungs", "steps", b"steps", "task", b"task", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -666,7 +670,9 @@ class JobSpec(_message.Message):
     @_builtins.property
     def keyframe(self) -> Global___Keyframe: ...
     @_builtins.property
-    def call(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]: ...
+    def call(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]:
+        """The pipeline's keyword arguments, complete but for keyframe and generator."""
+
     @_builtins.property
     def marks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mark]: ...
     @_builtins.property

@@ -1,0 +1,404 @@
+"""Does what transitions, admission and followups decide: one pass over the open jobs, whenever something changed."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+import structlog
+
+from screentest import subjects, wire
+from screentest.errors import NotPossibleNow, ScreentestError, Unavailable
+from screentest.kit import clock
+from screentest.kit.bus import Bus, WrongLastSequence
+from screentest.kit.store import Store
+from screentest.records import (
+    Admitted,
+    AttemptEnded,
+    CancelAttempt,
+    CancelRequested,
+    Command,
+    CommandReply,
+    Completed,
+    DeviceProof,
+    Dispatch,
+    Drained,
+    Failed,
+    FailureClass,
+    JobState,
+    Prepare,
+    Process,
+    Proof,
+    ProofKind,
+    ProofRequest,
+    Retire,
+    SweepSettled,
+    Undrained,
+)
+from screentest_scheduler import admission, followups, transitions
+from screentest_scheduler.admission import Candidate, Slot
+from screentest_scheduler.journal import Journal
+from screentest_scheduler.ledger import Ledger, SweepState
+from screentest_scheduler.presence import Presence
+from screentest_scheduler.transitions import Entry
+
+log = structlog.get_logger()
+
+# A pass runs at every change and at least this often: silence of a worker is no event.
+IDLE_PASS_S = 1.0
+REDISPATCH_EVERY_S = 10.0
+CANCEL_EVERY_S = 2.0
+PROOF_TIMEOUT_S = 2.0
+# The worker's stop ladder takes at most this long.
+RETIRE_TIMEOUT_S = 45.0
+CANCEL_TRIES = 50
+FINAL_PROOF_TRIES = 20
+FINAL_PROOF_EVERY_S = 0.5
+# Phases of the holder in which the successor's interpreter may start: it takes seconds, decoding may take less.
+PREPARE_PHASES = frozenset({"denoising", "decoding"})
+# Phases in which the attempt no longer needs the device.
+RELEASED_PHASES = frozenset({"decoded", "encoding", "uploading"})
+
+
+@dataclass(slots=True)
+class Turn:
+    """What one device waits for between passes."""
+
+    unproven: str = ""
+    unproven_since_ns: int | None = None
+    prepared: set[str] = field(default_factory=set)
+    busy: asyncio.Task[None] | None = None
+
+
+class Conductor:
+    """Owns no truth: everything here can be lost and is found again in the ledger and the heartbeats."""
+
+    def __init__(self, bus: Bus, store: Store, ledger: Ledger, journal: Journal, devices: tuple[tuple[str, str], ...]):
+        self._bus = bus
+        self._store = store
+        self._ledger = ledger
+        self._journal = journal
+        self._devices = devices
+        self._changed = asyncio.Event()
+        self._settling: set[str] = set()
+        self._turns: dict[tuple[str, str], Turn] = {}
+        self._cancel_sent_ns: dict[str, int] = {}
+        self._redispatched_ns: dict[str, int] = {}
+        self.presence = Presence(self.wake)
+
+    def wake(self) -> None:
+        self._changed.set()
+
+    async def follow(self) -> None:
+        """The tail of EVENTS into the ledger: what workers append, and our own once more."""
+        start = self._ledger.sequence + 1
+        filters = subjects.EVENTS_SUBJECTS
+        async for stored in self._bus.read(subjects.EVENTS_STREAM, filters, start_sequence=start, follow=True):
+            self._ledger.apply(stored)
+            self.wake()
+
+    async def run(self) -> None:
+        """Passes until cancelled. What fails in one pass is tried again in the next."""
+        async with asyncio.TaskGroup() as group:
+            while True:
+                self._changed.clear()
+                try:
+                    await self._pass(group)
+                except WrongLastSequence:
+                    pass  # somebody else wrote first: the tail brings it, then we decide again
+                except ScreentestError as error:
+                    log.warning("pass_interrupted", error=str(error))
+                    await asyncio.sleep(IDLE_PASS_S)
+                try:
+                    async with asyncio.timeout(IDLE_PASS_S):
+                        await self._changed.wait()
+                except TimeoutError:
+                    continue
+
+    async def _pass(self, group: asyncio.TaskGroup) -> None:
+        for sweep_id in list(self._ledger.sweeps):
+            sweep = self._ledger.sweeps[sweep_id]
+            if len(sweep.job_ids) != len(sweep.expected):
+                await self._journal.write_missing_jobs(sweep_id)
+        for entry in (*self._ledger.active_jobs(), *self._ledger.expiring_jobs()):
+            await self._follow_up(self._ledger.job(entry.spec.job_id))
+        for sweep in self._unsettled():
+            self._settling.add(sweep.record.sweep_id)
+            group.create_task(self._settle(sweep))
+        for place in self.places():
+            turn = self._turns.setdefault(place, Turn())
+            if turn.busy is None or turn.busy.done():
+                turn.busy = group.create_task(self._take_turn(place, turn))
+
+    # ---- what follows for one job
+
+    async def _follow_up(self, entry: Entry) -> None:
+        """Appends what must follow: at most one terminal event."""
+        if entry.state.is_terminal:
+            return
+        now = clock.stamp()
+        silent_s = self.presence.silent_s(entry.spec.host, entry.spec.device, entry.spec.lane_id)
+        outcome = transitions.lost(entry, now, silent_s)
+        if outcome is not None:
+            await self._withdraw(entry)
+            entry = await self._journal.append_job(entry, JobState.ENDED, AttemptEnded(outcome=outcome))
+        ending = transitions.terminal(entry) or transitions.expired(entry, now.at)
+        if ending is None:
+            await self._pursue(entry)
+            return
+        if entry.state is JobState.ADMITTED:
+            await self._withdraw(entry)
+        if isinstance(ending, Completed):
+            ending = await self._checked(ending)
+        await self._journal.append_job(entry, transitions.state_after(ending), ending)
+        self.presence.forget(entry.spec.job_id)
+        self._cancel_sent_ns.pop(entry.spec.job_id, None)
+        self._redispatched_ns.pop(entry.spec.job_id, None)
+
+    async def _checked(self, ending: Completed) -> Completed | Failed:
+        """Completed means that the object exists: the depot has the last word."""
+        found = await self._store.stat(ending.clip.key)
+        if found is not None and found.size_bytes == ending.clip.size_bytes:
+            return ending
+        what = "is not there" if found is None else f"has {found.size_bytes} bytes instead of {ending.clip.size_bytes}"
+        cause = f"the worker reported the clip as uploaded, but {ending.clip.key} {what}"
+        return Failed(failure_class=FailureClass.UPLOAD, cause=cause, fix="check the depot, then retry the job")
+
+    async def _pursue(self, entry: Entry) -> None:
+        """Keeps an attempt that is out on its way: cancel again, or put a lost dispatch message back."""
+        if (
+            entry.state is JobState.RUNNING
+            and entry.cancel_by
+            and self._due(self._cancel_sent_ns, entry, CANCEL_EVERY_S)
+        ):
+            command = CancelAttempt(job_id=entry.spec.job_id, attempt=entry.attempt)
+            spec = entry.spec
+            await self._bus.publish(
+                subjects.command(spec.host, spec.device, spec.lane_id), wire.encode(Command(body=command))
+            )
+        if entry.state is JobState.ADMITTED and self._due(self._redispatched_ns, entry, REDISPATCH_EVERY_S):
+            await self._dispatch(entry)
+
+    def _due(self, sent: dict[str, int], entry: Entry, every_s: float) -> bool:
+        now_ns = clock.boottime_ns()
+        if now_ns - sent.get(entry.spec.job_id, 0) < every_s * 1e9:
+            return False
+        sent[entry.spec.job_id] = now_ns
+        return True
+
+    # ---- what follows for one sweep
+
+    def _unsettled(self) -> list[SweepState]:
+        return [sweep for sweep in self._ledger.sweeps.values() if self._must_settle(sweep)]
+
+    def _must_settle(self, sweep: SweepState) -> bool:
+        sweep_id = sweep.record.sweep_id
+        if sweep_id in self._settling or len(sweep.job_ids) != len(sweep.expected):
+            return False
+        if sweep.settled is not None and sweep.settled.jobs == len(sweep.expected):
+            return False
+        return followups.must_settle(self._ledger.sweep_jobs(sweep_id), sweep.settled)
+
+    async def _settle(self, sweep: SweepState) -> None:
+        sweep_id = sweep.record.sweep_id
+        try:
+            entries = self._ledger.sweep_jobs(sweep_id)
+            proofs = [
+                DeviceProof(host=host, device=device, proof=await self._final_proof(host, device))
+                for host, device in followups.devices(entries)
+            ]
+            settled = SweepSettled(jobs=len(entries), clips=followups.clips(entries), proofs=tuple(proofs))
+            await self._journal.append_sweep(sweep, settled)
+        except ScreentestError as error:
+            log.warning("settle_interrupted", sweep=sweep_id, error=str(error))
+        finally:
+            self._settling.discard(sweep_id)
+
+    async def _final_proof(self, host: str, device: str) -> Proof | None:
+        """How the device is left: held by one registered runner that is warm, or free.
+
+        A runner that has just been retired takes a moment to be gone; the last answer stands, clean or not.
+        """
+        proof: Proof | None = None
+        for _ in range(FINAL_PROOF_TRIES):
+            runners = self.presence.runners(host, device)
+            kind = ProofKind.CONTINUE if runners else ProofKind.HANDOVER
+            proof = await self.ask_proof(host, device, kind, runners[0].runner if runners else None)
+            if proof is not None and proof.clean:
+                break
+            await asyncio.sleep(FINAL_PROOF_EVERY_S)
+        return proof
+
+    # ---- one device
+
+    def places(self) -> tuple[tuple[str, str], ...]:
+        """Configured devices, and any other that a job is addressed to."""
+        addressed = {(entry.spec.host, entry.spec.device) for entry in self._ledger.open_jobs()}
+        return tuple(dict.fromkeys((*self._devices, *sorted(addressed))))
+
+    def slot(self, host: str, device: str) -> Slot:
+        state = self._ledger.devices.get((host, device))
+        holder = self._holder(host, device)
+        runners = self.presence.runners(host, device)
+        loaded = holder.spec.lane_id if holder else (runners[0].lane_id if runners else "")
+        return Slot(
+            host=host,
+            device=device,
+            drained_reason=state.drained_reason if state else "",
+            holder=holder.spec.job_id if holder else "",
+            loaded_lane=loaded,
+        )
+
+    def waits_for(self, entry: Entry) -> str:
+        """Why a queued job waits; empty when it does not."""
+        if not entry.may_be_admitted:
+            return ""
+        place = (entry.spec.host, entry.spec.device)
+        turn = self._turns.get(place, Turn())
+        alive = self.presence.lanes_alive(*place)
+        return admission.waits_for(self.slot(*place), self._ledger.candidate(entry), alive, turn.unproven)
+
+    def _holder(self, host: str, device: str) -> Entry | None:
+        """The job whose attempt is out and has not let go of the device."""
+        for entry in self._ledger.active_jobs():
+            if not entry.holds_attempt or (entry.spec.host, entry.spec.device) != (host, device):
+                continue
+            progress = self.presence.progress(entry.spec.job_id, entry.attempt)
+            if progress is None or progress.phase not in RELEASED_PHASES:
+                return entry
+        return None
+
+    async def _take_turn(self, place: tuple[str, str], turn: Turn) -> None:
+        try:
+            await self._admit_next(place, turn)
+        except WrongLastSequence:
+            pass  # decided on old news; the next pass decides again
+        except ScreentestError as error:
+            log.warning("admission_interrupted", host=place[0], device=place[1], error=str(error))
+
+    async def _admit_next(self, place: tuple[str, str], turn: Turn) -> None:
+        slot = self.slot(*place)
+        if slot.holder and not self._may_prepare(slot):
+            return
+        alive = self.presence.lanes_alive(*place)
+        chosen = admission.choose(slot, self._ledger.candidates(*place), alive)
+        if chosen is None:
+            self._proven(turn)
+            return
+        if slot.holder:
+            await self._prepare(slot, chosen.entry.spec.lane_id, turn)
+            return
+        lane_id = chosen.entry.spec.lane_id
+        await self._retire_others(place, lane_id, turn)
+        if not await self._is_proven(self.slot(*place), chosen, turn):
+            return
+        entry = self._ledger.job(chosen.entry.spec.job_id)
+        if not entry.may_be_admitted:
+            return
+        turn.prepared.discard(lane_id)
+        rung = Admitted(rung=entry.rung, rung_name=entry.spec.rungs[entry.rung] if entry.spec.rungs else "")
+        entry = await self._journal.append_job(entry, JobState.ADMITTED, rung, attempt=entry.attempt + 1)
+        self._redispatched_ns[entry.spec.job_id] = clock.boottime_ns()
+        await self._dispatch(entry)
+
+    def _may_prepare(self, slot: Slot) -> bool:
+        """Whether the holder is far enough for its successor to start."""
+        holder = self._ledger.jobs.get(slot.holder)
+        progress = self.presence.progress(slot.holder, holder.attempt) if holder else None
+        return progress is not None and progress.phase in PREPARE_PHASES
+
+    async def _prepare(self, slot: Slot, lane_id: str, turn: Turn) -> None:
+        """While the holder works, the next lane's worker may start its interpreter and imports."""
+        if lane_id == slot.loaded_lane or lane_id in turn.prepared:
+            return
+        turn.prepared.add(lane_id)
+        await self._bus.publish(subjects.command(slot.host, slot.device, lane_id), wire.encode(Command(body=Prepare())))
+
+    async def _retire_others(self, place: tuple[str, str], lane_id: str, turn: Turn) -> None:
+        """Warm runners of other lanes let go, and so do prepared ones that were not chosen after all."""
+        holding = {alive.lane_id for alive in self.presence.runners(*place)}
+        for other in sorted((holding | turn.prepared) - {lane_id}):
+            reply = await self._command(
+                place, other, Command(body=Retire(reason=f"{lane_id} is next")), RETIRE_TIMEOUT_S
+            )
+            if not reply.done:
+                raise Unavailable(f"the runner of {other} does not let go: {reply.detail}")
+            turn.prepared.discard(other)
+
+    async def _is_proven(self, slot: Slot, chosen: Candidate, turn: Turn) -> bool:
+        """Asks telemetry; counts how long the answer has been no, and drains the device when it was no for too long."""
+        kind = admission.proof_kind(slot, chosen)
+        runner = self._runner_of(slot, chosen.entry.spec.lane_id) if kind is ProofKind.CONTINUE else None
+        proof = await self.ask_proof(slot.host, slot.device, kind, runner)
+        if proof is not None and proof.clean:
+            self._proven(turn)
+            return True
+        turn.unproven = proof.reason if proof else f"telemetry of {slot.host} does not answer"
+        now_ns = clock.boottime_ns()
+        turn.unproven_since_ns = turn.unproven_since_ns or now_ns
+        reason = admission.drain_reason(proof, (now_ns - turn.unproven_since_ns) / 1e9) if proof else ""
+        if reason:
+            await self._journal.append_control(slot.host, slot.device, Drained(reason=reason, proof=proof))
+            self._proven(turn)
+        return False
+
+    def _proven(self, turn: Turn) -> None:
+        turn.unproven, turn.unproven_since_ns = "", None
+
+    def _runner_of(self, slot: Slot, lane_id: str) -> Process | None:
+        alive = self.presence.worker(slot.host, slot.device, lane_id)
+        return alive.runner if alive else None
+
+    # ---- orders from people
+
+    async def cancel(self, job_id: str, by: str) -> bool:
+        """Writes CancelRequested; False when the job is terminal or already being cancelled."""
+        for _ in range(CANCEL_TRIES):
+            entry = self._ledger.job(job_id)
+            if entry.state.is_terminal or entry.cancel_by:
+                return False
+            if entry.state is JobState.ENDED and transitions.terminal(entry) is not None:
+                return False  # the work is done; its terminal event is being written
+            started = entry.state is JobState.RUNNING
+            try:
+                await self._journal.append_job(entry, entry.state, CancelRequested(by=by, started=started))
+            except WrongLastSequence:
+                await asyncio.sleep(0.05)  # the worker wrote first; the tail brings it
+                continue
+            self.wake()
+            return True
+        raise NotPossibleNow(f"job {job_id} changes too fast to cancel it; try again")
+
+    async def undrain(self, host: str, device: str, by: str) -> None:
+        state = self._ledger.devices.get((host, device))
+        if state is None or not state.drained_reason:
+            raise NotPossibleNow(f"{host}/{device} is not drained")
+        await self._journal.append_control(host, device, Undrained(by=by))
+        self.wake()
+
+    # ---- talking
+
+    async def ask_proof(self, host: str, device: str, kind: ProofKind, runner: Process | None) -> Proof | None:
+        """None when telemetry does not answer: unknown is not clean."""
+        request = ProofRequest(kind=kind, runner=runner)
+        try:
+            payload = await self._bus.request(
+                subjects.proof(host, device), wire.encode(request), timeout_s=PROOF_TIMEOUT_S
+            )
+        except Unavailable:
+            return None
+        return wire.decode(payload, Proof)
+
+    async def _command(self, place: tuple[str, str], lane_id: str, command: Command, timeout_s: float) -> CommandReply:
+        payload = await self._bus.request(subjects.command(*place, lane_id), wire.encode(command), timeout_s=timeout_s)
+        return wire.decode(payload, CommandReply)
+
+    async def _dispatch(self, entry: Entry) -> None:
+        spec = entry.spec
+        dispatch = Dispatch(spec=spec, attempt=entry.attempt, rung=entry.rung, admitted_sequence=entry.sequence)
+        subject = subjects.dispatch(spec.host, spec.device, spec.lane_id, spec.job_id, entry.attempt)
+        await self._bus.dispatch(subject, wire.encode(dispatch))
+
+    async def _withdraw(self, entry: Entry) -> None:
+        spec = entry.spec
+        await self._bus.withdraw(subjects.dispatch(spec.host, spec.device, spec.lane_id, spec.job_id, entry.attempt))

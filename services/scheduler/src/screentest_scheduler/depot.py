@@ -1,0 +1,94 @@
+"""Signed URLs: workers hold no key of the depot, they ask for one object at a time."""
+
+from __future__ import annotations
+
+import structlog
+
+from screentest import objects, wire
+from screentest.errors import BadRequest, NotFound, ScreentestError
+from screentest.kit.bus import Bus
+from screentest.kit.store import SignedUrl, Store
+from screentest.records import Artifact, ArtifactKind, JobState, UrlReply, UrlRequest
+from screentest_scheduler.journal import Journal
+from screentest_scheduler.ledger import Ledger
+
+log = structlog.get_logger()
+
+PUTTABLE = frozenset({ArtifactKind.CLIP, ArtifactKind.LOG, ArtifactKind.MANIFEST})
+# The depot's own limit for one PUT; the condition and the checksum cover the whole object only then.
+MAX_OBJECT_BYTES = 5 * 1024**3
+
+
+class Depot:
+    def __init__(self, store: Store, ledger: Ledger, journal: Journal) -> None:
+        self._store = store
+        self._ledger = ledger
+        self._journal = journal
+
+    async def listen(self, bus: Bus) -> None:
+        await bus.answer("svc.depot.*", self._on_request)
+
+    async def _on_request(self, subject: str, payload: bytes) -> bytes:
+        request = wire.decode(payload, UrlRequest)
+        try:
+            if subject.rsplit(".", 1)[-1] != request.lane_id:
+                raise BadRequest(f"{subject} may not ask for objects of lane {request.lane_id}")
+            return wire.encode(self._sign(request))
+        except ScreentestError as error:
+            log.warning("url_refused", job=request.job_id, kind=request.kind, error=str(error))
+            return wire.encode(UrlReply(error=str(error)))
+
+    def _sign(self, request: UrlRequest) -> UrlReply:
+        """For the current attempt of a job of that lane, and nothing else."""
+        entry = self._ledger.job(request.job_id)
+        spec = entry.spec
+        if (spec.sweep_id, spec.lane_id) != (request.sweep_id, request.lane_id):
+            raise BadRequest(f"job {request.job_id} is not of sweep {request.sweep_id}, lane {request.lane_id}")
+        if request.kind is ArtifactKind.KEYFRAME:
+            if spec.keyframe is None:
+                raise NotFound(f"job {request.job_id} has no keyframe")
+            return UrlReply(url=self._store.get_url(spec.keyframe.key, public=False).url, key=spec.keyframe.key)
+        if request.kind not in PUTTABLE or len(request.sha256) != 64:
+            raise BadRequest(f"a worker may put clip, log and manifest with their sha256, not {request.kind}")
+        if request.attempt != entry.attempt or entry.state is not JobState.RUNNING:
+            raise BadRequest(f"attempt {request.attempt} of {request.job_id} is not running (now {entry.state.value})")
+        if not 0 < request.size_bytes <= MAX_OBJECT_BYTES:
+            raise BadRequest(f"an object of {request.size_bytes} bytes cannot be stored")
+        key = objects.attempt_object(
+            request.kind, spec.sweep_id, spec.lane_id, spec.job_id, request.attempt, request.sha256
+        )
+        return UrlReply(url=self._store.put_url(key).url, key=key)
+
+    async def job_artifact(self, job_id: str, kind: ArtifactKind) -> tuple[Artifact, SignedUrl]:
+        """The newest clip, log or manifest of a job; NotFound when it has none."""
+        entry = self._ledger.job(job_id)
+        [job] = await self._journal.views([entry])
+        found = [
+            artifact
+            for attempt in job.attempts
+            if attempt.outcome is not None
+            for artifact in (attempt.outcome.artifact(kind),)
+            if artifact is not None
+        ]
+        if not found:
+            raise NotFound(f"job {job_id} ({job.state.value}) has no {kind.value}")
+        return found[-1], self._store.get_url(found[-1].key)
+
+    async def report_file(self, sweep_id: str, name: str) -> tuple[Artifact, SignedUrl]:
+        """One file of a sweep's published report."""
+        self._ledger.sweep(sweep_id)
+        name = name or "index.html"
+        if name.startswith("/") or ".." in name.split("/"):
+            raise BadRequest(f"{name!r} is no file of a report")
+        key = objects.report_file(sweep_id, name)
+        stat = await self._store.stat(key)
+        if stat is None:
+            raise NotFound(f"sweep {sweep_id} has no report file {name!r} yet; the reporter writes it as jobs end")
+        artifact = Artifact(
+            kind=ArtifactKind.REPORT,
+            key=key,
+            sha256="",  # a report is replaced by its next revision: only its content knows which one it is
+            size_bytes=stat.size_bytes,
+            content_type=objects.report_content_type(name),
+        )
+        return artifact, self._store.get_url(key)

@@ -1,0 +1,93 @@
+"""Starts the scheduler: streams, replay, consumers, the API, then passes until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+
+import structlog
+
+from screentest import lanes
+from screentest.kit import lifecycle, logging
+from screentest.kit.bus import Bus
+from screentest.kit.config import DepotSettings, read_secret
+from screentest.kit.store import Store
+from screentest_scheduler.conducting import Conductor
+from screentest_scheduler.depot import Depot
+from screentest_scheduler.grpc_api import SchedulerApi, Server
+from screentest_scheduler.journal import Journal
+from screentest_scheduler.ledger import Ledger
+from screentest_scheduler.settings import SchedulerSettings
+from screentest_scheduler.submitting import Submitter
+from screentest_scheduler.views import Views
+
+log = structlog.get_logger()
+
+
+def main() -> None:
+    lifecycle.run(serve)
+
+
+async def serve(stopping: asyncio.Event) -> None:
+    settings, depot_settings = SchedulerSettings(), DepotSettings()
+    logging.configure("scheduler", log_format=settings.log_format, level=settings.log_level)
+    catalogue = lanes.load_lanes(settings.lanes_dir)
+    bus = await Bus.connect(
+        settings.nats_url, name="scheduler", user=settings.nats_user, password=settings.nats_password()
+    )
+    try:
+        await bus.ensure_streams()
+        for host, device in settings.places():
+            for lane_id in catalogue:
+                await bus.ensure_lane_consumer(host, device, lane_id, ack_wait_s=settings.ack_wait_s)
+        store = _store(depot_settings)
+        await store.ensure_bucket()
+        await _serve(stopping, settings, catalogue, bus, store)
+    finally:
+        await bus.close()
+
+
+async def _serve(
+    stopping: asyncio.Event, settings: SchedulerSettings, catalogue: dict[str, lanes.Lane], bus: Bus, store: Store
+) -> None:
+    places = settings.places()
+    ledger = Ledger()
+    journal = Journal(bus, ledger)
+    await journal.replay()
+    conductor = Conductor(bus, store, ledger, journal, places)
+    await conductor.presence.listen(bus)
+    depot = Depot(store, ledger, journal)
+    await depot.listen(bus)
+    api = SchedulerApi(
+        bus=bus,
+        store=store,
+        ledger=ledger,
+        conductor=conductor,
+        submitter=Submitter(bus, ledger, journal, conductor.presence, catalogue, places[0]),
+        views=Views(ledger, journal, conductor, catalogue, places[0]),
+        depot=depot,
+        default_host=settings.host,
+        heartbeat_s=settings.heartbeat_s,
+    )
+    token = read_secret(settings.grpc_token_file).get_secret_value()
+    server = Server(api, address=settings.grpc_address, token=token, with_reflection=settings.grpc_reflection)
+    await server.start()
+    log.info("scheduler_started", address=settings.grpc_address, lanes=len(catalogue), devices=settings.devices)
+    try:
+        await lifecycle.run_until(stopping, conductor.follow(), conductor.run())
+    finally:
+        await server.stop()
+
+
+def _store(settings: DepotSettings) -> Store:
+    return Store(
+        url=settings.url,
+        bucket=settings.bucket,
+        access_key=settings.access_key,
+        secret_key=settings.secret_key(),
+        public_url=settings.public_url,
+        region=settings.region,
+    )
+
+
+if __name__ == "__main__":
+    main()

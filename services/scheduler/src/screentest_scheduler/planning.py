@@ -1,0 +1,379 @@
+"""A sweep as asked becomes job specs: resolves parameters per lane, marks every change, derives ids. Pure."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from screentest import lanes, subjects, wire
+from screentest.errors import BadRequest, FieldViolation
+from screentest.records import (
+    JobSpec,
+    LanePlan,
+    LaneVerdict,
+    Limits,
+    Mark,
+    MarkKind,
+    Parameter,
+    ParameterType,
+    Requested,
+    SkippedLane,
+    SweepRecord,
+    SweepSpec,
+    Task,
+    Verdict,
+    Weights,
+)
+
+# Longer prompts than any text encoder of the catalogue reads; a limit keeps one event below the broker's payload.
+MAX_PROMPT_CHARACTERS = 20_000
+MAX_JOBS = 20_000
+MAX_SIZE_PX = 8192
+MAX_STEPS = 1000
+# torch.Generator takes 64 bit; the contract's int64 is the narrower one.
+MAX_SEED = 2**63 - 1
+TIMESTAMP_CHARACTERS = len("-20260508t232959z")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """Where a lane's jobs go, and whether a worker is there now."""
+
+    host: str
+    device: str
+    has_worker: bool
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.device.startswith("cpu")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a sweep would run, lane by lane, before anything is written."""
+
+    lanes: tuple[LanePlan, ...]
+    skipped: tuple[SkippedLane, ...]
+    verdicts: tuple[LaneVerdict, ...]
+
+
+def sweep_id(title: str, submitted_at: datetime, collision: int = 0) -> str:
+    """``architects-stillness-20260508t232959z``, the depot prefix too. ``collision`` tells equal ones apart."""
+    suffix = f"-{submitted_at:%Y%m%dt%H%M%Sz}".lower() + (f"-{collision + 1}" if collision else "")
+    slug = subjects.legal_form(title)[: 63 - len(suffix)].strip("-")
+    return f"{slug}{suffix}"
+
+
+def content_sha256(spec: SweepSpec) -> str:
+    """Identity of what was asked: a client request id belongs to exactly one."""
+    return hashlib.sha256(wire.encode(spec)).hexdigest()
+
+
+def check(spec: SweepSpec, catalogue: Mapping[str, lanes.Lane]) -> None:
+    """Raises BadRequest with every violation at once."""
+    violations = tuple(_violations(spec, catalogue))
+    if violations:
+        raise BadRequest("; ".join(violation.description for violation in violations), violations)
+
+
+def plan(spec: SweepSpec, catalogue: Mapping[str, lanes.Lane], placements: Mapping[str, Placement]) -> Plan:
+    """Resolves every lane; BadRequest when the spec itself is wrong. A lane that cannot take part is in ``skipped``."""
+    check(spec, catalogue)
+    resolved = [plan_lane(catalogue[lane_id], spec, placements[lane_id]) for lane_id in spec.lane_ids]
+    verdicts = tuple(_verdict(item, placements) for item in resolved)
+    plans = tuple(item for item in resolved if isinstance(item, LanePlan))
+    skipped = tuple(item for item in resolved if isinstance(item, SkippedLane))
+    return Plan(lanes=plans, skipped=skipped, verdicts=verdicts)
+
+
+def require_runnable(planned: Plan, spec: SweepSpec) -> None:
+    """BadRequest when a lane cannot take part and the submitter did not choose to skip such lanes, or none is left."""
+    if not planned.skipped or (spec.skip_impossible and planned.lanes):
+        return
+    violations = tuple(
+        FieldViolation(
+            field=f"spec.lane_ids[{spec.lane_ids.index(lane.lane_id)}]", description=f"{lane.lane_id}: {lane.reason}"
+        )
+        for lane in planned.skipped
+    )
+    told = "; ".join(violation.description for violation in violations)
+    choice = "" if not planned.lanes else ". Or choose to skip such lanes (--skip-impossible)"
+    raise BadRequest(f"{told}{choice}", violations)
+
+
+def plan_lane(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> LanePlan | SkippedLane:
+    """One lane's parameters for this sweep, every departure from what was asked as a mark."""
+    impossible = _impossible(lane, spec, placement)
+    if impossible:
+        return SkippedLane(lane_id=lane.id, lane_title=lane.title, reason=impossible)
+    settings, marks = resolve(lane, spec)
+    call = lane.pipeline_call(spec.weights.value, {**settings, "prompt": "{prompt}"})
+    return LanePlan(
+        lane_id=lane.id,
+        lane_title=lane.title,
+        task=Task(lane.task),
+        lane_digest=lanes.lane_digest(lane),
+        host=placement.host,
+        device=placement.device,
+        width_px=int(settings["width_px"]),
+        height_px=int(settings["height_px"]),
+        num_frames=int(settings["num_frames"]),
+        steps=_steps(settings, call),
+        fps=float(settings["fps"]),
+        call=tuple(Parameter(name=name, value=_typed(value)) for name, value in sorted(call.items())),
+        marks=marks,
+        limits=Limits(
+            load_s=float(lane.limits.load_s),
+            step_stall_s=float(lane.limits.step_stall_s),
+            attempt_s=float(lane.limits.attempt_s),
+        ),
+        rungs=tuple(rung.name for rung in lane.ladder),
+        weights_repo=lane.model.repo if lane.model else "",
+        weights_revision=lane.model.revision if lane.model else "",
+        preflight=_preflight_word(marks, placement),
+        prompt_keyword=lane.parameters.get("prompt", ""),
+    )
+
+
+def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], tuple[Mark, ...]]:
+    """Settings by generic name, and the marks of what was asked but not taken as asked."""
+    settings = lane.defaults_for(spec.weights.value)
+    marks: list[Mark] = []
+    for name, value in _asked(spec.requested):
+        if not lane.takes(name):
+            reason = f"{lane.title} takes no {name}"
+            marks.append(_mark(MarkKind.DROPPED, name, value, settings.get(name, "none"), reason))
+            continue
+        effective, reason = _legal(lane, name, value, settings)
+        settings[name] = effective
+        if reason:
+            marks.append(_mark(MarkKind.CLAMPED, name, value, effective, reason))
+        elif lane.parameters.get(name, name) in _UNLIKE_NAMES:
+            keyword = lane.parameters[name]
+            marks.append(_mark(MarkKind.RENAMED, name, value, f"{keyword}={value}", f"{lane.title} calls it {keyword}"))
+    if not lane.takes("prompt"):
+        marks.append(_mark(MarkKind.DROPPED, "prompt", "given", "none", f"{lane.title} takes no prompt"))
+    return settings, tuple(marks)
+
+
+# Keywords that mean something else than our name says: the reader must know which knob was turned.
+_UNLIKE_NAMES = frozenset({"max_guidance_scale", "true_cfg_scale"})
+
+
+def jobs(record: SweepRecord) -> tuple[JobSpec, ...]:
+    """Every cell of a sweep in its order: lane by lane (a loaded model serves all its cells), prompt, then seed."""
+    cells = [
+        (lane_plan, prompt_index, call, seed)
+        for lane_plan in record.lanes
+        for prompt_index, prompt in enumerate(record.spec.prompts)
+        for call in (_call(lane_plan, prompt),)  # shared by all seeds: ten thousand jobs stay small in memory
+        for seed in record.spec.seeds
+    ]
+    return tuple(_job(record, *cell, ordinal) for ordinal, cell in enumerate(cells))
+
+
+def retry(spec: JobSpec, retry_index: int) -> JobSpec:
+    """A new job for the same cell."""
+    return replace(
+        spec,
+        job_id=job_id(spec.sweep_id, spec.lane_id, spec.prompt_index, spec.seed, retry_index),
+        retry_of=spec.job_id,
+        retry_index=retry_index,
+    )
+
+
+def job_id(of_sweep: str, lane_id: str, prompt_index: int, seed: int, retry_index: int) -> str:
+    """Deterministic and unique over all sweeps: ``p0-s42-`` (``p0-s42-r1-``) and 12 hex of what makes the cell."""
+    cell = f"{of_sweep}/{lane_id}/{prompt_index}/{seed}/{retry_index}"
+    digest = hashlib.sha256(cell.encode()).hexdigest()[:12]
+    again = f"-r{retry_index}" if retry_index else ""
+    return f"p{prompt_index}-s{seed}{again}-{digest}"
+
+
+def _call(lane: LanePlan, prompt: str) -> tuple[Parameter, ...]:
+    return tuple(
+        replace(item, value=str(item.value).replace("{prompt}", prompt)) if item.name == lane.prompt_keyword else item
+        for item in lane.call
+    )
+
+
+def _job(
+    record: SweepRecord, lane: LanePlan, prompt_index: int, call: tuple[Parameter, ...], seed: int, ordinal: int
+) -> JobSpec:
+    return JobSpec(
+        job_id=job_id(record.sweep_id, lane.lane_id, prompt_index, seed, 0),
+        sweep_id=record.sweep_id,
+        lane_id=lane.lane_id,
+        lane_title=lane.lane_title,
+        task=lane.task,
+        ordinal=ordinal,
+        prompt_index=prompt_index,
+        prompt=record.spec.prompts[prompt_index],
+        seed=seed,
+        weights=record.spec.weights,
+        keyframe=record.spec.keyframe if lane.task is Task.I2V else None,
+        lane_digest=lane.lane_digest,
+        host=lane.host,
+        device=lane.device,
+        width_px=lane.width_px,
+        height_px=lane.height_px,
+        num_frames=lane.num_frames,
+        steps=lane.steps,
+        fps=lane.fps,
+        call=call,
+        marks=lane.marks,
+        limits=lane.limits,
+        rungs=lane.rungs,
+        weights_repo=lane.weights_repo,
+        weights_revision=lane.weights_revision,
+        expires_at=record.spec.expires_at,
+        priority=record.spec.priority,
+    )
+
+
+def _violations(spec: SweepSpec, catalogue: Mapping[str, lanes.Lane]) -> Iterable[FieldViolation]:
+    def wrong(field: str, description: str) -> FieldViolation:
+        return FieldViolation(field=f"spec.{field}", description=description)
+
+    if not spec.title.strip():
+        yield wrong("title", "the title is empty; give the sweep a name")
+    if not spec.prompts:
+        yield wrong("prompts", "there is no prompt; give at least one")
+    for index, prompt in enumerate(spec.prompts):
+        if not prompt.strip():
+            yield wrong(f"prompts[{index}]", f"prompt {index} is empty; write what the scene shows")
+        elif len(prompt) > MAX_PROMPT_CHARACTERS:
+            length = f"prompt {index} has {len(prompt)} characters; {MAX_PROMPT_CHARACTERS} fit"
+            yield wrong(f"prompts[{index}]", length)
+    if not spec.lane_ids:
+        yield wrong("lane_ids", f"no lane is chosen; choose from {', '.join(sorted(catalogue))}")
+    for index, lane_id in enumerate(spec.lane_ids):
+        yield from _lane_violations(index, lane_id, spec, catalogue)
+    if not spec.seeds:
+        yield wrong("seeds", "there is no seed; give at least one, for example 42")
+    for index, seed in enumerate(spec.seeds):
+        if not 0 <= seed <= MAX_SEED:
+            yield wrong(f"seeds[{index}]", f"seed {seed} is not between 0 and {MAX_SEED}")
+    if len(set(spec.seeds)) != len(spec.seeds):
+        yield wrong("seeds", "a seed is given twice; the same seed would make the same clip")
+    if spec.weights is Weights.FULL_RANDOM:
+        yield wrong("weights", "full-random weights come with the dress rehearsal; use miniature or hub until then")
+    if len(spec.prompts) * len(spec.lane_ids) * len(spec.seeds) > MAX_JOBS:
+        yield wrong("seeds", f"more than {MAX_JOBS} jobs in one sweep; submit several sweeps")
+    yield from _range_violations(spec.requested)
+
+
+def _lane_violations(
+    index: int, lane_id: str, spec: SweepSpec, catalogue: Mapping[str, lanes.Lane]
+) -> Iterable[FieldViolation]:
+    field = f"spec.lane_ids[{index}]"
+    if spec.lane_ids.index(lane_id) != index:
+        yield FieldViolation(field=field, description=f"lane {lane_id!r} is chosen twice")
+    if lane_id in catalogue:
+        return
+    legal = subjects.legal_form(lane_id)
+    if legal in catalogue and legal != lane_id:
+        yield FieldViolation(field=field, description=f"lane id {lane_id!r} is not legal; the lane is {legal!r}")
+        return
+    near = difflib.get_close_matches(legal, catalogue, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]!r}?" if near else "`screentest lanes` lists them"
+    yield FieldViolation(field=field, description=f"there is no lane {lane_id!r}; {hint}")
+
+
+def _range_violations(requested: Requested) -> Iterable[FieldViolation]:
+    limits: tuple[tuple[str, float | None, float, float], ...] = (
+        ("width_px", requested.width_px, 16, MAX_SIZE_PX),
+        ("height_px", requested.height_px, 16, MAX_SIZE_PX),
+        ("num_frames", requested.num_frames, 1, 10_000),
+        ("steps", requested.steps, 1, MAX_STEPS),
+        ("guidance_scale", requested.guidance_scale, 0, 100),
+        ("fps", requested.fps, 1, 240),
+    )
+    for name, value, low, high in limits:
+        if value is not None and not low <= value <= high:  # NaN fails both comparisons
+            yield FieldViolation(
+                field=f"spec.requested.{name}", description=f"{name} {value:g} is not between {low:g} and {high:g}"
+            )
+
+
+def _impossible(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> str:
+    """Why this lane cannot take part at all; empty when it can."""
+    if lane.task == "i2v" and spec.keyframe is None:
+        return "image-to-video needs a keyframe; upload one (--keyframe FILE)"
+    if spec.weights is Weights.HUB and lane.device == "gpu" and placement.is_cpu:
+        return f"hub weights of {lane.title} need a GPU; start with `screentest up --device gpu-0`"
+    return ""
+
+
+def _asked(requested: Requested) -> tuple[tuple[str, lanes.Value], ...]:
+    names = ("width_px", "height_px", "num_frames", "steps", "guidance_scale", "fps", "negative_prompt")
+    pairs = ((name, getattr(requested, name)) for name in names)
+    return tuple((name, value) for name, value in pairs if value is not None)
+
+
+def _legal(
+    lane: lanes.Lane, name: str, value: lanes.Value, settings: Mapping[str, lanes.Value]
+) -> tuple[lanes.Value, str]:
+    """(value this lane can do, why it differs from what was asked; empty when it does not)."""
+    if name in {"width_px", "height_px"}:
+        nearest = lane.constraints.nearest_px(int(value))
+        return nearest, "" if nearest == value else f"multiples of {lane.constraints.size_multiple_px} only"
+    if name == "num_frames":
+        frames = lane.constraints.frames.nearest(int(value))
+        return frames, "" if frames == value else _frame_rule(lane.constraints.frames)
+    if name == "fps" and "fps" not in lane.parameters:
+        native = settings["fps"]
+        return native, "" if native == value else f"{lane.title} is made for {native} fps"
+    return value, ""
+
+
+def _frame_rule(rule: lanes.FrameRule) -> str:
+    forms = " or ".join(f"{rule.multiple}k+{plus}" if plus else f"{rule.multiple}k" for plus in rule.plus)
+    return f"{forms} frames from {rule.minimum} to {rule.maximum} only"
+
+
+def _steps(settings: Mapping[str, lanes.Value], call: Mapping[str, object]) -> int:
+    """A distilled model has its timesteps instead of a step count."""
+    timesteps = call.get("timesteps")
+    return len(timesteps) if isinstance(timesteps, list | tuple) else int(settings["steps"])
+
+
+def _typed(value: object) -> ParameterType:
+    """As the wire carries it: a list of numbers is a tuple of floats."""
+    if isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return tuple(float(item) for item in value)
+    raise BadRequest(f"a pipeline argument of type {type(value).__name__} cannot be recorded: {value!r}")
+
+
+def _mark(kind: MarkKind, name: str, requested: object, effective: object, reason: str) -> Mark:
+    return Mark(kind=kind, parameter=name, requested=_short(requested), effective=_short(effective), reason=reason)
+
+
+def _short(value: object) -> str:
+    text = f"{value:g}" if isinstance(value, float) else str(value)
+    return text if len(text) <= 80 else text[:79] + "…"
+
+
+def _preflight_word(marks: tuple[Mark, ...], placement: Placement) -> str:
+    if not placement.has_worker:
+        return "not preflighted: no worker"
+    return f"fixed: {'; '.join(f'{m.parameter} {m.requested} -> {m.effective}' for m in marks)}" if marks else "ok"
+
+
+def _verdict(item: LanePlan | SkippedLane, placements: Mapping[str, Placement]) -> LaneVerdict:
+    if isinstance(item, SkippedLane):
+        return LaneVerdict(
+            lane_id=item.lane_id, lane_title=item.lane_title, verdict=Verdict.REFUSED, detail=item.reason
+        )
+    if not placements[item.lane_id].has_worker:
+        verdict, detail = Verdict.NOT_PREFLIGHTED, f"no worker for {item.lane_id}; checked again before it starts"
+    elif item.marks:
+        verdict, detail = Verdict.FIXED, item.preflight.removeprefix("fixed: ")
+    else:
+        verdict, detail = Verdict.OK, ""
+    return LaneVerdict(lane_id=item.lane_id, lane_title=item.lane_title, verdict=verdict, detail=detail, plan=item)

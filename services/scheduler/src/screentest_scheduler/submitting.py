@@ -1,0 +1,181 @@
+"""From what a person asked to a durable sweep: plan, ask live workers, claim the request id, write."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+
+from screentest import lanes, subjects, wire
+from screentest.errors import BadRequest, FieldViolation, Unavailable
+from screentest.kit.bus import Bus
+from screentest.records import (
+    Command,
+    CommandReply,
+    JobSpec,
+    LaneVerdict,
+    Preflight,
+    RetryRequested,
+    SkippedLane,
+    SweepRecord,
+    SweepSpec,
+    Verdict,
+)
+from screentest_scheduler import planning
+from screentest_scheduler.journal import Journal, new_sweep_id
+from screentest_scheduler.ledger import Ledger, SweepState
+from screentest_scheduler.planning import Placement, Plan
+from screentest_scheduler.presence import Presence
+from screentest_scheduler.transitions import Entry
+
+PREFLIGHT_TIMEOUT_S = 2.0
+MAX_REQUEST_ID_CHARACTERS = 200
+# Only for preflight: the worker sees a spec before the sweep has an id.
+NO_SWEEP = "preflight"
+
+
+class Submitter:
+    def __init__(
+        self,
+        bus: Bus,
+        ledger: Ledger,
+        journal: Journal,
+        presence: Presence,
+        catalogue: Mapping[str, lanes.Lane],
+        default_place: tuple[str, str],
+    ) -> None:
+        self._bus = bus
+        self._ledger = ledger
+        self._journal = journal
+        self._presence = presence
+        self._catalogue = catalogue
+        self._default_place = default_place
+        self._pen = asyncio.Lock()
+
+    async def preflight(self, spec: SweepSpec) -> Plan:
+        """What would happen. Raises BadRequest when the spec itself is wrong."""
+        planning.check(spec, self._catalogue)
+        placements = {lane_id: self._placement(lane_id) for lane_id in spec.lane_ids}
+        planned = planning.plan(spec, self._catalogue, placements)
+        replies = await asyncio.gather(*(self._ask(job) for job in _first_jobs(spec, planned)))
+        answers = {lane.lane_id: reply for lane, reply in zip(planned.lanes, replies, strict=True)}
+        return _with_answers(planned, answers)
+
+    async def submit(self, request_id: str, spec: SweepSpec) -> tuple[SweepState, bool]:
+        """(the sweep, whether it is new). The same request id and content again gives the same sweep."""
+        _check_request_id(request_id)
+        content_sha256 = planning.content_sha256(spec)
+        known = await self._journal.known_request(request_id, content_sha256)
+        if known in self._ledger.sweeps:
+            await self._journal.write_missing_jobs(known)
+            return self._ledger.sweep(known), False
+        planned = await self.preflight(spec)
+        planning.require_runnable(planned, spec)
+        async with self._pen:  # of two equal requests the second must find the first one's record
+            now = datetime.now(UTC)
+            sweep_id, is_new = await self._journal.claim(request_id, content_sha256, new_sweep_id(spec.title, now))
+            if sweep_id in self._ledger.sweeps:
+                return self._ledger.sweep(sweep_id), False
+            record = SweepRecord(
+                sweep_id=sweep_id,
+                request_id=request_id,
+                content_sha256=content_sha256,
+                submitted_at=now,
+                spec=spec,
+                lanes=planned.lanes,
+                skipped=planned.skipped,
+            )
+            return await self._journal.write_sweep(record), is_new
+
+    async def retry(self, entry: Entry, by: str) -> Entry:
+        """A new job for the cell of a terminal one."""
+        spec = planning.retry(entry.spec, self._ledger.next_retry_index(entry.spec))
+        lane = self._catalogue.get(spec.lane_id)
+        if lane is not None:
+            # The lane file may have been mended since: a retry runs what the lane says now, like any new job would.
+            spec = self._replanned(spec, lane)
+        sweep = self._ledger.sweep(spec.sweep_id)
+        await self._journal.append_sweep(sweep, RetryRequested(spec=spec, by=by))
+        await self._journal.write_missing_jobs(spec.sweep_id)
+        return self._ledger.job(spec.job_id)
+
+    def _replanned(self, spec: JobSpec, lane: lanes.Lane) -> JobSpec:
+        if lanes.lane_digest(lane) == spec.lane_digest:
+            return spec
+        sweep = self._ledger.sweep(spec.sweep_id)
+        lane_plan = planning.plan_lane(lane, sweep.record.spec, self._placement(lane.id))
+        if isinstance(lane_plan, SkippedLane):
+            raise BadRequest(f"{lane.id} cannot take part any more: {lane_plan.reason}")
+        again = planning.jobs(replace(sweep.record, lanes=(lane_plan,)))
+        same = next(job for job in again if (job.prompt_index, job.seed) == (spec.prompt_index, spec.seed))
+        return replace(
+            same,
+            job_id=spec.job_id,
+            ordinal=spec.ordinal,
+            retry_of=spec.retry_of,
+            retry_index=spec.retry_index,
+        )
+
+    def _placement(self, lane_id: str) -> Placement:
+        place = self._presence.place_of(lane_id)
+        host, device = place or self._default_place
+        return Placement(host=host, device=device, has_worker=place is not None)
+
+    async def _ask(self, job: JobSpec) -> CommandReply | None:
+        """The live worker's word on the first job of its lane; None when it does not answer in time."""
+        if self._presence.worker(job.host, job.device, job.lane_id) is None:
+            return None
+        subject = subjects.command(job.host, job.device, job.lane_id)
+        try:
+            payload = await self._bus.request(
+                subject, wire.encode(Command(body=Preflight(spec=job))), timeout_s=PREFLIGHT_TIMEOUT_S
+            )
+        except Unavailable:
+            return None
+        return wire.decode(payload, CommandReply)
+
+
+def _first_jobs(spec: SweepSpec, planned: Plan) -> tuple[JobSpec, ...]:
+    """One job per lane stands for all: prompt and seed change nothing that preflight looks at."""
+    record = SweepRecord(
+        sweep_id=NO_SWEEP,
+        request_id="",
+        content_sha256="",
+        submitted_at=datetime.now(UTC),
+        spec=replace(spec, prompts=spec.prompts[:1], seeds=spec.seeds[:1]),
+        lanes=planned.lanes,
+    )
+    return planning.jobs(record)
+
+
+def _with_answers(planned: Plan, answers: Mapping[str, CommandReply | None]) -> Plan:
+    """The plan after the workers have spoken: a lane they refuse is skipped with their reason."""
+    verdicts = tuple(_after(verdict, answers.get(verdict.lane_id)) for verdict in planned.verdicts)
+    refused = {verdict.lane_id: verdict for verdict in verdicts if verdict.verdict is Verdict.REFUSED}
+    silent = {lane_id for lane_id, answer in answers.items() if answer is None}
+    return Plan(
+        lanes=tuple(
+            replace(lane, preflight="not preflighted: no worker answered") if lane.lane_id in silent else lane
+            for lane in planned.lanes
+            if lane.lane_id not in refused
+        ),
+        skipped=tuple(
+            SkippedLane(lane_id=verdict.lane_id, lane_title=verdict.lane_title, reason=verdict.detail)
+            for verdict in refused.values()
+        ),
+        verdicts=verdicts,
+    )
+
+
+def _after(verdict: LaneVerdict, answer: CommandReply | None) -> LaneVerdict:
+    if verdict.verdict is Verdict.REFUSED or answer is None or answer.verdict is not Verdict.REFUSED:
+        return verdict
+    return replace(verdict, verdict=Verdict.REFUSED, detail=answer.detail, plan=None)
+
+
+def _check_request_id(request_id: str) -> None:
+    if request_id.strip() and len(request_id) <= MAX_REQUEST_ID_CHARACTERS:
+        return
+    message = f"request_id must have 1 to {MAX_REQUEST_ID_CHARACTERS} characters; a random UUID is a good one"
+    raise BadRequest(message, (FieldViolation(field="request_id", description=message),))

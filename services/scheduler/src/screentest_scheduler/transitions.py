@@ -1,0 +1,187 @@
+"""What a job's events mean to the scheduler, and which event must follow. Pure.
+
+Attempts lost to the machine and attempts lost to the job are counted apart: a machine may lose a few, a job none.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import assert_never
+
+from screentest.records import (
+    Admitted,
+    ArtifactKind,
+    AttemptEnded,
+    Cancelled,
+    CancelRequested,
+    Completed,
+    Failed,
+    FailureClass,
+    JobEvent,
+    JobSpec,
+    JobState,
+    Outcome,
+    Refused,
+    Stamp,
+    Started,
+    Submitted,
+)
+
+# A worker that died once may be bad luck; a job that loses its worker three times is the likelier cause.
+INFRASTRUCTURE_BUDGET = 3
+# Heartbeats come every 2 s; a broker restart or a leader change takes up to 7 s.
+WORKER_LOST_AFTER_S = 60.0
+# The worker enforces attempt_s itself; this is how long after that the scheduler does it instead.
+ATTEMPT_GRACE_S = 60.0
+
+Terminal = Completed | Failed | Refused | Cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """All the scheduler keeps of a job: small, because ten thousand finished ones stay in memory.
+
+    ``sequence`` is the last of the job's subject: what the next append must expect. ``outcome`` is kept only while
+    the attempt has ended and nothing has followed yet. ``started`` speaks of the current attempt.
+    """
+
+    spec: JobSpec
+    sequence: int
+    state: JobState
+    submitted: Stamp
+    attempt: int = 0
+    rung: int = 0
+    started: bool = False
+    admitted: Stamp | None = None
+    outcome: Outcome | None = None
+    infrastructure_losses: int = 0
+    cancel_by: str = ""
+
+    @property
+    def holds_attempt(self) -> bool:
+        """An attempt is out: admitted or running, not yet ended."""
+        return self.state in {JobState.ADMITTED, JobState.RUNNING}
+
+    @property
+    def is_cancelling(self) -> bool:
+        return bool(self.cancel_by) and not self.state.is_terminal
+
+    @property
+    def may_be_admitted(self) -> bool:
+        """Queued, or its last attempt was lost to the machine and the budget is not used up."""
+        if self.cancel_by:
+            return False
+        return self.state is JobState.QUEUED or (self.state is JobState.ENDED and terminal(self) is None)
+
+
+def submitted_entry(spec: JobSpec, stamp: Stamp, sequence: int) -> Entry:
+    return Entry(spec=spec, sequence=sequence, state=JobState.QUEUED, submitted=stamp)
+
+
+def apply(entry: Entry, event: JobEvent, sequence: int) -> Entry:
+    """The entry after one more event. An event it has seen before changes nothing."""
+    if sequence <= entry.sequence:
+        return entry
+    entry = replace(entry, sequence=sequence, state=event.state)
+    match event.body:
+        case Submitted():
+            return entry
+        case Admitted(rung=rung):
+            admitted = replace(entry, attempt=event.attempt, rung=rung, started=False, outcome=None)
+            return replace(admitted, admitted=event.stamp)
+        case Started():
+            return replace(entry, started=True)
+        case CancelRequested(by=by):
+            return replace(entry, cancel_by=by)
+        case AttemptEnded(outcome=outcome):
+            # An attempt that never started was not lost by the job's doing and costs no budget.
+            lost = outcome.infrastructure and entry.started
+            return replace(entry, outcome=outcome, infrastructure_losses=entry.infrastructure_losses + lost)
+        case Completed() | Failed() | Refused() | Cancelled():
+            return replace(entry, outcome=None)
+        case _:
+            assert_never(event.body)
+
+
+def terminal(entry: Entry) -> Terminal | None:
+    """The one terminal event that must follow now; None while the job may still run or be tried again."""
+    if entry.cancel_by and not (entry.state is JobState.RUNNING and entry.started):
+        return None if entry.state.is_terminal else Cancelled(by=entry.cancel_by)
+    if entry.state is not JobState.ENDED or entry.outcome is None:
+        return None
+    outcome = entry.outcome
+    if outcome.infrastructure:
+        return _lost_for_good(entry, outcome) if entry.infrastructure_losses >= INFRASTRUCTURE_BUDGET else None
+    match outcome.failure_class:
+        case None:
+            return _completed(outcome)
+        case FailureClass.CANCELLED:
+            return Cancelled(by=entry.cancel_by or "the worker")
+        case FailureClass.PREFLIGHT_REFUSED:
+            return Refused(reason=outcome.cause, fix=outcome.fix)
+        case failure_class:
+            return Failed(failure_class=failure_class, cause=outcome.cause, fix=outcome.fix)
+
+
+def state_after(body: Terminal) -> JobState:
+    match body:
+        case Completed():
+            return JobState.COMPLETED
+        case Failed():
+            return JobState.FAILED
+        case Refused():
+            return JobState.REFUSED
+        case Cancelled():
+            return JobState.CANCELLED
+        case _:
+            assert_never(body)
+
+
+def expired(entry: Entry, now: datetime) -> Failed | None:
+    """A queued job whose time has passed ends here."""
+    limit = entry.spec.expires_at
+    if limit is None or entry.state is not JobState.QUEUED or now < limit:
+        return None
+    cause = f"expired at {limit:%Y-%m-%d %H:%M:%S} UTC before it could start"
+    return Failed(failure_class=FailureClass.TIMEOUT, cause=cause, fix="submit again with a later expires_at")
+
+
+def lost(entry: Entry, now: Stamp, worker_silent_s: float) -> Outcome | None:
+    """The outcome to write for a worker that cannot: it is silent, or the attempt is far past its limit."""
+    if not entry.holds_attempt or entry.admitted is None:
+        return None
+    if worker_silent_s >= WORKER_LOST_AFTER_S:
+        return Outcome(
+            failure_class=FailureClass.INFRASTRUCTURE,
+            cause=f"no sign of life from the worker of {entry.spec.lane_id} for {worker_silent_s:.0f} s",
+            fix="start the worker again (`screentest up`); the job is tried again by itself",
+            infrastructure=True,
+        )
+    limit_s = entry.spec.limits.attempt_s
+    if entry.started and elapsed_s(entry.admitted, now) >= limit_s + ATTEMPT_GRACE_S:
+        return Outcome(
+            failure_class=FailureClass.TIMEOUT,
+            cause=f"no outcome {ATTEMPT_GRACE_S:.0f} s after the attempt's limit of {limit_s:g} s",
+            fix="look at the worker's log; raise limits.attempt_s in the lane file if the job is honest",
+        )
+    return None
+
+
+def elapsed_s(since: Stamp, now: Stamp) -> float:
+    """By the boot clock where both are of one boot: the wall clock may have been set meanwhile."""
+    if since.boot_id == now.boot_id:
+        return (now.boottime_ns - since.boottime_ns) / 1e9
+    return (now.at - since.at).total_seconds()
+
+
+def _completed(outcome: Outcome) -> Completed | Failed:
+    clip = outcome.artifact(ArtifactKind.CLIP)
+    if clip is None:
+        return Failed(failure_class=FailureClass.UNCLASSIFIED, cause="the worker reported success without a clip")
+    return Completed(clip=clip)
+
+
+def _lost_for_good(entry: Entry, outcome: Outcome) -> Failed:
+    cause = f"lost {entry.infrastructure_losses} attempts to the machine, the last one: {outcome.cause}"
+    return Failed(failure_class=FailureClass.INFRASTRUCTURE, cause=cause, fix=outcome.fix)

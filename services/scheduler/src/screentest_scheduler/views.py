@@ -1,0 +1,134 @@
+"""What the API shows: ledger, heartbeats and history put together."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from screentest import lanes
+from screentest.errors import BadRequest, NotFound
+from screentest.records import DeviceView, Job, JobState, LaneView, ProofKind, Sweep, Task
+from screentest_scheduler.conducting import Conductor
+from screentest_scheduler.journal import Journal
+from screentest_scheduler.ledger import Ledger
+from screentest_scheduler.transitions import Entry
+from screentest_scheduler.watching import Cursor
+
+MAX_PAGE = 500
+DEFAULT_PAGE = 100
+
+
+class Views:
+    def __init__(
+        self,
+        ledger: Ledger,
+        journal: Journal,
+        conductor: Conductor,
+        catalogue: Mapping[str, lanes.Lane],
+        default_place: tuple[str, str],
+    ) -> None:
+        self._ledger = ledger
+        self._journal = journal
+        self._conductor = conductor
+        self._catalogue = catalogue
+        self._default_place = default_place
+
+    def sweep(self, sweep_id: str, epoch: str) -> Sweep:
+        state = self._ledger.sweep(sweep_id)
+        over = self._ledger.is_over(sweep_id)
+        settled = state.settled if over and state.settled and state.settled.jobs == len(state.expected) else None
+        return Sweep(
+            record=state.record,
+            counts=self._ledger.counts(sweep_id),
+            over=over,
+            settled=settled,
+            cursor=str(Cursor(epoch=epoch, sequence=self._ledger.sequence)),
+        )
+
+    def sweeps(self, epoch: str, page_size: int, token: str) -> tuple[list[Sweep], str]:
+        """Newest first."""
+        ids = sorted(self._ledger.sweeps, key=lambda item: (-self._ledger.sweeps[item].order, item))
+        page, next_token = page_of(ids, page_size, token)
+        return [self.sweep(sweep_id, epoch) for sweep_id in page], next_token
+
+    async def job(self, job_id: str) -> Job:
+        found = await self.jobs([self._ledger.job(job_id)])
+        if not found:
+            raise NotFound(f"job {job_id} has left the event stream; its archive is in the depot")
+        return found[0]
+
+    async def jobs(self, entries: Sequence[Entry]) -> list[Job]:
+        return [self._live(job) for job in await self._journal.views(entries)]
+
+    async def sweep_jobs(self, sweep_id: str, page_size: int, token: str) -> tuple[list[Job], str]:
+        entries = {entry.spec.job_id: entry for entry in self._ledger.sweep_jobs(sweep_id)}
+        page, next_token = page_of(list(entries), page_size, token)
+        return await self.jobs([entries[job_id] for job_id in page]), next_token
+
+    def lane_views(self) -> list[LaneView]:
+        return [self._lane(lane) for lane in self._catalogue.values()]
+
+    async def devices(self) -> list[DeviceView]:
+        return list(await asyncio.gather(*(self.device(*place) for place in self._conductor.places())))
+
+    async def device(self, host: str, device: str) -> DeviceView:
+        slot = self._conductor.slot(host, device)
+        runners = self._conductor.presence.runners(host, device)
+        kind = ProofKind.CONTINUE if runners else ProofKind.HANDOVER
+        proof = await self._conductor.ask_proof(host, device, kind, runners[0].runner if runners else None)
+        return DeviceView(
+            host=host,
+            device=device,
+            drained=bool(slot.drained_reason),
+            drained_reason=slot.drained_reason,
+            proof=proof,
+            job_id=slot.holder,
+            warm_lane_id=runners[0].lane_id if runners else "",
+        )
+
+    def _live(self, job: Job) -> Job:
+        """With what only memory knows: progress of a running job, the reason of a waiting one."""
+        if job.state.is_terminal:
+            return job
+        entry = self._ledger.job(job.spec.job_id)
+        progress = None
+        if job.state is JobState.RUNNING:
+            progress = self._conductor.presence.progress(job.spec.job_id, entry.attempt)
+        return replace(job, waits_for=self._conductor.waits_for(entry), progress=progress)
+
+    def _lane(self, lane: lanes.Lane) -> LaneView:
+        presence = self._conductor.presence
+        host, device = presence.place_of(lane.id) or self._default_place
+        alive = presence.worker(host, device, lane.id)
+        waiting = (entry for entry in self._ledger.open_jobs() if entry.may_be_admitted)
+        model = lane.model
+        return LaneView(
+            lane_id=lane.id,
+            lane_title=lane.title,
+            task=Task(lane.task),
+            env=lane.env,
+            lane_digest=lanes.lane_digest(lane),
+            repo=model.repo if model else "",
+            licence=(model.licence or "unknown") if model else "none needed",
+            gated=model.gated if model else False,
+            parameters_b=float(model.parameters_b) if model else None,
+            worker_alive=alive is not None,
+            runner_warm=alive is not None and alive.runner is not None,
+            host=host,
+            device=device,
+            queued=sum(entry.spec.lane_id == lane.id for entry in waiting),
+        )
+
+
+def page_of(ids: Sequence[str], page_size: int, token: str) -> tuple[Sequence[str], str]:
+    """(ids after the one that the token names, the next token). BadRequest for a page size or token that is none."""
+    if page_size < 0 or page_size > MAX_PAGE:
+        raise BadRequest(f"page_size {page_size} is not between 0 and {MAX_PAGE}")
+    start = 0
+    if token:
+        if token not in ids:
+            raise BadRequest(f"page_token {token!r} is not of this list; start again without one")
+        start = ids.index(token) + 1
+    page = ids[start : start + (page_size or DEFAULT_PAGE)]
+    return page, page[-1] if start + len(page) < len(ids) and page else ""
