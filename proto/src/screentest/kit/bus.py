@@ -45,6 +45,7 @@ EXPECTED_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
 
 # A leader change takes 5 to 7 s (measured on 3 nodes): wait longer than that before giving up.
 JETSTREAM_TIMEOUT_S = 10.0
+CONNECT_TRY_S = 3.0  # a loaded machine needs a second for a handshake
 ACK_WAIT_S = 30.0
 MAX_ACK_PENDING = 3  # one on the GPU, the others decoding or uploading
 # A backstop only: budgets are counted by the scheduler.
@@ -130,10 +131,13 @@ class Bus:
     ) -> Bus:
         """Waits up to ``timeout_s`` for the broker; Unavailable says where it looked and how to start it."""
         reconnected = asyncio.Event()
+        last_error = "no answer"
 
         async def on_error(error: Exception) -> None:
             # A refused permission reaches nats-py only here: the call itself would merely time out.
             # A connection that is refused is told by connect and by on_disconnect.
+            nonlocal last_error
+            last_error = str(error) or type(error).__name__
             if not isinstance(error, OSError):
                 log.error("bus_error", error=str(error))
 
@@ -148,26 +152,31 @@ class Bus:
         while True:
             client = Client()
             try:
-                await client.connect(
-                    url,
-                    name=name,
-                    user=user or None,
-                    password=password.get_secret_value() if user and password else None,
-                    inbox_prefix=f"_INBOX_{user or 'any'}".encode(),
-                    max_reconnect_attempts=-1,
-                    reconnect_time_wait=1,
-                    ping_interval=20,
-                    error_cb=on_error,
-                    disconnected_cb=on_disconnect,
-                    reconnected_cb=on_reconnect,
-                )
+                # With endless reconnects nats-py also tries endlessly here (2.16): bound each try ourselves.
+                async with asyncio.timeout(CONNECT_TRY_S):
+                    await client.connect(
+                        url,
+                        name=name,
+                        user=user or None,
+                        password=password.get_secret_value() if user and password else None,
+                        inbox_prefix=f"_INBOX_{user or 'any'}".encode(),
+                        max_reconnect_attempts=-1,
+                        reconnect_time_wait=1,
+                        ping_interval=20,
+                        error_cb=on_error,
+                        disconnected_cb=on_disconnect,
+                        reconnected_cb=on_reconnect,
+                    )
                 return cls(client, reconnected)
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 await client.close()
-                if "authorization" in str(error).lower():
+                reason = str(error) or last_error
+                if "authorization" in reason.lower():
                     raise Unavailable(f"the broker at {url} refuses user {user!r}; run `make secrets` again") from error
                 if asyncio.get_running_loop().time() >= deadline:
-                    raise Unavailable(f"no broker answers at {url} ({error}); start it with `screentest up`") from error
+                    raise Unavailable(
+                        f"no broker answers at {url} ({reason}); start it with `screentest up`"
+                    ) from error
                 await asyncio.sleep(0.2)
 
     async def close(self) -> None:
