@@ -8,7 +8,7 @@ from screentest import objects, wire
 from screentest.errors import BadRequest, NotFound, ScreentestError
 from screentest.kit.bus import Bus
 from screentest.kit.store import SignedUrl, Store
-from screentest.records import Artifact, ArtifactKind, JobState, UrlReply, UrlRequest
+from screentest.records import Artifact, ArtifactKind, UrlReply, UrlRequest
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger
 
@@ -50,8 +50,9 @@ class Depot:
             return UrlReply(url=self._store.get_url(spec.keyframe.key, public=False).url, key=spec.keyframe.key)
         if request.kind not in PUTTABLE or len(request.sha256) != 64:
             raise BadRequest(f"a worker may put clip, log and manifest with their sha256, not {request.kind}")
-        if request.attempt != entry.attempt or entry.state is not JobState.RUNNING:
-            raise BadRequest(f"attempt {request.attempt} of {request.job_id} is not running (now {entry.state.value})")
+        # Admitted will do: the worker may ask before its Started has come back to us.
+        if request.attempt != entry.attempt or not entry.holds_attempt:
+            raise BadRequest(f"attempt {request.attempt} of {request.job_id} is not out (now {entry.state.value})")
         if not 0 < request.size_bytes <= MAX_OBJECT_BYTES:
             raise BadRequest(f"an object of {request.size_bytes} bytes cannot be stored")
         key = objects.attempt_object(
