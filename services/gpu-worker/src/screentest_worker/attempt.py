@@ -1,0 +1,599 @@
+"""One attempt on the device: from its dispatch to decoded frames or to the reason why there are none.
+
+The order is the guarantee: preflight, proof that the device is ours alone, registration, the runner's lock, Started,
+load, generate. What follows on the device's side of `decoded` is `finish`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from pathlib import Path
+
+import structlog
+
+from screentest.errors import BadRequest, Unavailable
+from screentest.kit import clock
+from screentest.kit.bus import Delivery, WrongLastSequence
+from screentest.lanes import Lane, to_json
+from screentest.records import (
+    Dispatch,
+    FailureClass,
+    Outcome,
+    Proof,
+    ProofKind,
+    Started,
+    Verdict,
+    Version,
+    Weights,
+)
+from screentest_runner import protocol
+from screentest_runner.protocol import (
+    Decoded,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    LockBusy,
+    Locked,
+    Message,
+    Open,
+    Phase,
+    PhaseChanged,
+    Prepare,
+    StepDone,
+)
+from screentest_worker import facts, manifest, outcome, preflight, processes
+from screentest_worker.ledger import Ledger
+from screentest_worker.manifest import Circumstances
+from screentest_worker.outcome import Limit
+from screentest_worker.phases import PhaseLog, ProgressFeed
+from screentest_worker.runner import Runner, RunnerSlot, WarmKey
+from screentest_worker.spool import Spool
+from screentest_worker.supervisor import Child, Supervisor
+from screentest_worker.telemetry import Telemetry, explain
+from screentest_worker.upload import Depot
+
+log = structlog.get_logger()
+
+PROOF_PAUSE_S = 0.1
+LONGEST_PROOF_PAUSE_S = 1.0
+OPEN_WITHIN_S = 60.0  # a prepared runner may still import torch when it is told to open
+LOG_BYTES = 1 << 20
+
+
+class StopReason(StrEnum):
+    """Why an attempt must end before its time."""
+
+    CANCELLED = "cancelled"  # a person asked
+    ABANDONED = "abandoned"  # somebody else has ended it in the job's history
+
+
+class InHand:
+    """One attempt this worker holds, from its delivery to its acknowledgement."""
+
+    def __init__(self, dispatch: Dispatch, delivery: Delivery | None, feed: ProgressFeed) -> None:
+        self.dispatch = dispatch
+        self.delivery = delivery  # the newest one: a redelivery replaces it; None = found in the spool
+        self.feed = feed
+        self.phases = PhaseLog()
+        self.sequence = dispatch.admitted_sequence  # of our last event; what AttemptEnded must follow
+        self.has_started = False
+        self.deadline: float | None = None  # time.monotonic(), of the whole attempt
+        self.stop = asyncio.Event()
+        self.stop_reason: StopReason | None = None
+
+    @property
+    def key(self) -> tuple[str, int]:
+        return self.dispatch.spec.job_id, self.dispatch.attempt
+
+    def request_stop(self, reason: StopReason) -> None:
+        """The first reason stays."""
+        self.stop_reason = self.stop_reason or reason
+        self.stop.set()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dropped:
+    """The attempt is not ours any more; only its delivery is left to acknowledge."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Helpers:
+    """The children that wait for the frames while the runner denoises."""
+
+    encoder: Child
+    probe: Child
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithoutFrames:
+    """The attempt has ended; ``log`` is what its runner wrote, the last 1 MiB."""
+
+    outcome: Outcome
+    log: bytes
+    circumstances: Circumstances
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WithFrames:
+    """The frames lie on scratch and the device is free. ``outcome``: what is known by now, without the clip."""
+
+    decoded: Decoded
+    frames_path: Path
+    helpers: Helpers | None
+    outcome: Outcome
+    log: bytes
+    circumstances: Circumstances
+
+
+TurnEnd = Dropped | WithoutFrames | WithFrames
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hold:
+    """A runner that holds the device's lock, and the proof that allowed it."""
+
+    runner: Runner
+    proof: Proof
+    warm: bool
+    log_from: int
+
+
+class Turns:
+    """Runs attempts on one device, one after the other."""
+
+    def __init__(
+        self,
+        *,
+        lane: Lane,
+        device: str,
+        models_dir: Path,
+        cache_dir: Path,
+        env_python: Path,
+        scratch: Path,
+        not_proven_s: float,
+        ledger: Ledger,
+        telemetry: Telemetry,
+        slot: RunnerSlot,
+        supervisor: Supervisor,
+        depot: Depot,
+        spool: Spool,
+    ) -> None:
+        self._lane = lane
+        self._device = device
+        self._models_dir = models_dir
+        self._cache_dir = cache_dir
+        self._env_python = env_python
+        self._scratch = scratch
+        self._not_proven_s = not_proven_s
+        self._ledger = ledger
+        self._telemetry = telemetry
+        self._slot = slot
+        self._supervisor = supervisor
+        self._depot = depot
+        self._spool = spool
+
+    async def run(self, hand: InHand) -> TurnEnd:
+        """One attempt, up to the moment when the device is free for the next one."""
+        decision = self.preflight(hand.dispatch)
+        if decision.verdict is Verdict.REFUSED:
+            refused = outcome.failed(FailureClass.PREFLIGHT_REFUSED, decision.reason, "preparing", fix=decision.fix)
+            return self._without_frames(hand, refused)
+        await self._enter(hand, Phase.PREPARING, clock.boottime_ns())
+        keyframe = await self._keyframe(hand)
+        if isinstance(keyframe, Outcome):
+            return self._without_frames(hand, keyframe)
+        hold = await self._take_device(hand)
+        if isinstance(hold, Dropped):
+            return hold
+        if isinstance(hold, Outcome):
+            killed = await self._slot.retire(hold.cause)
+            return self._without_frames(hand, replace(hold, survivors_killed=killed))
+        if not await self._start(hand, hold):
+            if not hold.warm:  # it holds the lock but has loaded nothing
+                await self._slot.retire("the attempt was withdrawn before it started")
+            return Dropped()
+        return await self._compute(hand, hold, keyframe)
+
+    def preflight(self, dispatch: Dispatch) -> preflight.Decision:
+        found = facts.gather(self._lane, self._models_dir, self._env_python)
+        return preflight.decide(found, dispatch.spec, dispatch.rung)
+
+    # ---- before Started
+
+    async def _keyframe(self, hand: InHand) -> Path | Outcome | None:
+        """The keyframe on scratch, None when the job has none."""
+        spec = hand.dispatch.spec
+        if spec.keyframe is None:
+            return None
+        deadline, pause_s = time.monotonic() + self._not_proven_s, PROOF_PAUSE_S
+        while True:
+            try:
+                return await self._depot.get_keyframe(spec, hand.dispatch.attempt, self._scratch / "keyframes")
+            except BadRequest as error:
+                return outcome.infrastructure(str(error), "preparing", "upload the keyframe again")
+            except (Unavailable, OSError) as error:
+                if time.monotonic() + pause_s > deadline:
+                    return outcome.infrastructure(f"no keyframe: {error}", "preparing", "start the depot and retry")
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PROOF_PAUSE_S)
+
+    async def _take_device(self, hand: InHand) -> Hold | Outcome | Dropped:
+        """A runner that holds the lock of a device proven to be ours alone, or why there is none in time."""
+        deadline, pause_s = time.monotonic() + self._not_proven_s, PROOF_PAUSE_S
+        while True:
+            try:
+                found = await self._try_device(hand)
+            except Unavailable as error:  # no answer is no proof
+                found = str(error)
+            except OSError as error:
+                return outcome.infrastructure(f"the runner cannot start: {error}", "preparing", "run `make envs`")
+            if not isinstance(found, str):
+                return found
+            if time.monotonic() + pause_s > deadline:
+                return outcome.not_proven(self._device, self._not_proven_s, found)
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, LONGEST_PROOF_PAUSE_S)
+            if not await self._is_still_admitted(hand):
+                return Dropped()
+
+    async def _try_device(self, hand: InHand) -> Hold | Outcome | str:
+        """One try: the hold, a final outcome, or in words why not yet."""
+        key = self._key(hand.dispatch)
+        found = await self._telemetry.facts()
+        warm = self._slot.is_warm_for(key)
+        current = self._slot.current
+        if current is not None and current.is_open and not warm:
+            await self._slot.retire("another rung or other weights come next")
+        if warm:
+            runner = await self._slot.started(found)
+            await self._telemetry.register(runner.process)  # telemetry may have been restarted meanwhile
+            proof = await self._telemetry.proof(ProofKind.CONTINUE, runner.process)
+            log_from = _size(runner.child.log_path)
+            return Hold(runner=runner, proof=proof, warm=True, log_from=log_from) if proof.clean else explain(proof)
+        # The interpreter starts while telemetry looks; it opens nothing before it is told to.
+        runner = await self._slot.started(found)
+        proof = await self._telemetry.proof(ProofKind.HANDOVER)
+        if not proof.clean:
+            return explain(proof)
+        return await self._open(runner, proof)
+
+    async def _open(self, runner: Runner, proof: Proof) -> Hold | Outcome | str:
+        await self._telemetry.register(runner.process)
+        runner.is_open = True
+        runner.send(Open(lock_fd=runner.lock_fd, device="cpu" if self._device.startswith("cpu") else "cuda:0"))
+        answer = await self._opened(runner)
+        match answer:
+            case Locked():
+                return Hold(runner=runner, proof=proof, warm=False, log_from=0)
+            case LockBusy():
+                # Registered but without the lock it would spoil the next proof.
+                await self._slot.retire("another process took the lock first")
+                holder = await self._telemetry.proof(ProofKind.HANDOVER)
+                return explain(holder) if not holder.clean else "another process held the lock for a moment"
+            case _:
+                return answer
+
+    async def _opened(self, runner: Runner) -> Locked | LockBusy | Outcome:
+        try:
+            async with asyncio.timeout(OPEN_WITHIN_S):
+                while True:
+                    match await runner.receive():
+                        case Locked() | LockBusy() as answer:
+                            return answer
+                        case Failed(failure_class=failure_class, message=message, phase=phase):
+                            return outcome.from_reply(failure_class, message, phase)
+                        case None:
+                            return outcome.from_exit(_exit_of(runner, None), "preparing")
+                        case _:  # what an earlier Prepare still had to say
+                            pass
+        except TimeoutError:
+            return outcome.infrastructure(f"the runner did not open the device within {OPEN_WITHIN_S:g} s", "preparing")
+
+    async def _is_still_admitted(self, hand: InHand) -> bool:
+        """Whether waiting for the device is still worth it: a queued job may be cancelled meanwhile."""
+        last = await self._ledger.last(hand.dispatch)
+        return last is not None and last.sequence == hand.dispatch.admitted_sequence
+
+    async def _start(self, hand: InHand, hold: Hold) -> bool:
+        """Appends Started; False when the job has moved on since it was admitted."""
+        shared = any(process.foreign for process in hold.proof.processes)
+        body = Started(runner=hold.runner.process, proof=hold.proof, warm=hold.warm, shared_gpu=shared)
+        try:
+            hand.sequence = await self._ledger.start(hand.dispatch, body)
+        except WrongLastSequence:
+            return False
+        hand.has_started = True
+        hand.deadline = time.monotonic() + hand.dispatch.spec.limits.attempt_s
+        self._spool.note(hand.dispatch, hand.phases.current)
+        log.info("attempt_started", warm=hold.warm, runner=hold.runner.process.pid)
+        return True
+
+    # ---- after Started
+
+    async def _compute(self, hand: InHand, hold: Hold, keyframe: Path | None) -> TurnEnd:
+        oom_kills = processes.host_oom_kills()
+        try:
+            computation = Computation(self, hand, hold.runner, oom_kills)
+            found = await computation.run(hold.warm, keyframe)
+        except asyncio.CancelledError:
+            await computation.end_helpers()
+            raise
+        if isinstance(found, Decoded):
+            hold.runner.used_at = time.monotonic()
+            return self._with_frames(hand, hold, found, computation)
+        return await self._failed(hand, hold, found, computation)
+
+    def _with_frames(self, hand: InHand, hold: Hold, decoded: Decoded, computation: Computation) -> WithFrames:
+        return WithFrames(
+            decoded=decoded,
+            frames_path=self.frames_path(hand),
+            helpers=computation.helpers,
+            outcome=Outcome(
+                failure_class=None,
+                versions=self._versions(decoded.versions),
+                peak_device_memory_bytes=decoded.peak_device_bytes,
+                peak_host_memory_bytes=decoded.peak_rss_bytes,
+                model_loads=computation.loads,
+            ),
+            log=_tail(hold.runner.child.log_path, hold.log_from),
+            circumstances=self._circumstances(hand, hold),
+        )
+
+    async def _failed(self, hand: InHand, hold: Hold, ending: Outcome, computation: Computation) -> TurnEnd:
+        """Ends what must end, then tells what is known."""
+        peak = processes.peak_rss_bytes(hold.runner.process.pid)
+        await computation.end_helpers()
+        killed = 0
+        if not outcome.keeps_runner(ending.failure_class) or not hold.runner.child.is_alive:
+            silent = ending.failure_class in {FailureClass.STALLED, FailureClass.TIMEOUT}
+            killed = await self._slot.retire(ending.cause, dump_first=silent)
+        self.frames_path(hand).unlink(missing_ok=True)
+        log.warning("attempt_failed", failure_class=ending.failure_class, cause=ending.cause, killed=killed)
+        if hand.stop_reason is StopReason.ABANDONED:
+            return Dropped()
+        known = replace(
+            ending,
+            versions=self._versions(computation.versions),
+            peak_host_memory_bytes=peak,
+            model_loads=computation.loads,
+            survivors_killed=killed,
+        )
+        text = _tail(hold.runner.child.log_path, hold.log_from) + computation.traceback.encode()
+        return self._without_frames(hand, known, text[-LOG_BYTES:], self._circumstances(hand, hold))
+
+    def _without_frames(
+        self, hand: InHand, ending: Outcome, text: bytes = b"", circumstances: Circumstances | None = None
+    ) -> WithoutFrames:
+        return WithoutFrames(
+            outcome=replace(ending, phases=hand.phases.times(clock.boottime_ns())),
+            log=text,
+            circumstances=circumstances or self._circumstances(hand, None),
+        )
+
+    def _circumstances(self, hand: InHand, hold: Hold | None) -> Circumstances:
+        rung = hand.dispatch.rung
+        names = [rung.name for rung in self._lane.ladder]
+        return Circumstances(
+            warm=hold is not None and hold.warm,
+            shared_gpu=hold is not None and any(process.foreign for process in hold.proof.processes),
+            rung_name=names[rung] if rung < len(names) else "",
+            device=self._telemetry.known_facts,
+        )
+
+    def _versions(self, found: dict[str, str]) -> tuple[Version, ...]:
+        known = self._telemetry.known_facts
+        driver = {"driver": known.driver_version} if known is not None and known.driver_version else {}
+        return tuple(Version(name=name, version=version) for name, version in sorted({**found, **driver}.items()))
+
+    def _key(self, dispatch: Dispatch) -> WarmKey:
+        spec = dispatch.spec
+        return WarmKey(lane_digest=spec.lane_digest, weights=spec.weights.value, rung=dispatch.rung)
+
+    async def _enter(self, hand: InHand, phase: Phase, at_boottime_ns: int) -> None:
+        hand.phases.enter(phase.value, at_boottime_ns)
+        if hand.has_started:
+            self._spool.note(hand.dispatch, phase.value)
+        await hand.feed.phase(phase.value)
+
+    def frames_path(self, hand: InHand) -> Path:
+        job_id, attempt = hand.key
+        return self._scratch / f"{job_id}-{attempt}.frames"
+
+    # ---- what the runner is asked
+
+    def prepare_request(self) -> Prepare:
+        return Prepare(lane=to_json(self._lane))
+
+    def load_request(self, hand: InHand) -> Load:
+        spec = hand.dispatch.spec
+        folders = facts.weights_folders(self._lane, self._models_dir)
+        hub = spec.weights is Weights.HUB
+        return Load(
+            lane=to_json(self._lane),
+            weights=spec.weights.value,
+            rung=to_json(self._lane)["ladder"][hand.dispatch.rung],
+            cache_dir=str(self._cache_dir),
+            weights_dir=str(folders.main) if hub else None,
+            base_dir=str(folders.base) if hub and folders.base is not None else None,
+            attempt_id=_attempt_id(hand),
+        )
+
+    def generate_request(self, hand: InHand, keyframe: Path | None) -> Generate:
+        spec = hand.dispatch.spec
+        return Generate(
+            attempt_id=_attempt_id(hand),
+            call=manifest.call_of(hand.dispatch),
+            seed=spec.seed,
+            frames_path=str(self.frames_path(hand)),
+            fps=spec.fps,
+            keyframe_path=None if keyframe is None else str(keyframe),
+        )
+
+    async def enter(self, hand: InHand, message: PhaseChanged) -> None:
+        """A phase of the runner, but for `decoded`: that one is told when the device is really free."""
+        if message.phase is not Phase.DECODED:
+            await self._enter(hand, message.phase, message.at_boottime_ns)
+
+    def start_helpers(self) -> Helpers | None:
+        """None when they cannot start now; `finish` then tries again and says why."""
+        try:
+            encoder = self._supervisor.start_encoder()
+            return Helpers(encoder=encoder, probe=self._supervisor.start_probe())
+        except OSError as error:
+            log.error("helpers_not_started", error=str(error))
+            return None
+
+    async def end_helpers(self, helpers: Helpers) -> None:
+        for child in (helpers.encoder, helpers.probe):
+            await self._supervisor.end_helper(child)
+
+
+class Computation:
+    """The conversation with the runner during one attempt, under the limits of the job."""
+
+    def __init__(self, turns: Turns, hand: InHand, runner: Runner, oom_kills_before: int | None) -> None:
+        self._turns = turns
+        self._hand = hand
+        self._runner = runner
+        self._oom_kills_before = oom_kills_before
+        self.helpers: Helpers | None = None
+        self.loads = 0
+        self.versions: dict[str, str] = {}
+        self.traceback = ""
+
+    async def run(self, warm: bool, keyframe: Path | None) -> Decoded | Outcome:
+        if not warm:
+            failed = await self._load()
+            if failed is not None:
+                return failed
+        return await self._generate(keyframe)
+
+    async def end_helpers(self) -> None:
+        if self.helpers is not None:
+            await self._turns.end_helpers(self.helpers)
+
+    async def _load(self) -> Outcome | None:
+        """None when the pipeline is on the device."""
+        if not self._runner.is_prepared:
+            self._runner.send(self._turns.prepare_request())
+            self._runner.is_prepared = True
+        self._runner.send(self._turns.load_request(self._hand))
+        until = time.monotonic() + self._hand.dispatch.spec.limits.load_s
+        while True:
+            message = await self._next(Limit.LOAD, until)
+            match message:
+                case Outcome():
+                    return message
+                case Loaded(versions=versions):
+                    self.loads += 1
+                    self.versions = versions
+                    spec = self._hand.dispatch.spec
+                    self._runner.key = WarmKey(
+                        lane_digest=spec.lane_digest, weights=spec.weights.value, rung=self._hand.dispatch.rung
+                    )
+                    return None
+                case _:
+                    await self._tell(message)
+
+    async def _generate(self, keyframe: Path | None) -> Decoded | Outcome:
+        self._runner.send(self._turns.generate_request(self._hand, keyframe))
+        while True:
+            stall_s = self._hand.dispatch.spec.limits.step_stall_s
+            message = await self._next(Limit.STEP_STALL, time.monotonic() + stall_s)
+            if isinstance(message, Outcome | Decoded):
+                return message
+            await self._tell(message)
+            if self.helpers is None and isinstance(message, PhaseChanged) and message.phase is Phase.DENOISING:
+                self.helpers = self._turns.start_helpers()
+
+    async def _next(self, limit: Limit, until: float) -> Message | Outcome:
+        """The next reply, or the outcome that ends the attempt."""
+        assert self._hand.deadline is not None
+        deadline = min(until, self._hand.deadline)
+        message = await _first(self._runner, self._hand.stop, deadline - time.monotonic())
+        if self._hand.stop.is_set():
+            return outcome.cancelled(self._phase)
+        match message:
+            case _Silence():
+                return self._breach(limit if deadline == until else Limit.ATTEMPT)
+            case None:
+                return outcome.from_exit(_exit_of(self._runner, self._oom_kills_before), self._phase)
+            case Failed(failure_class=failure_class, message=text, phase=phase, traceback=traceback):
+                self.traceback = traceback
+                return outcome.from_reply(failure_class, text, phase)
+            case _:
+                return message
+
+    def _breach(self, limit: Limit) -> Outcome:
+        limits = self._hand.dispatch.spec.limits
+        seconds = {
+            Limit.LOAD: limits.load_s,
+            Limit.STEP_STALL: limits.step_stall_s,
+            Limit.ATTEMPT: limits.attempt_s,
+        }
+        return outcome.from_breach(limit, seconds[limit], self._phase)
+
+    async def _tell(self, message: Message) -> None:
+        match message:
+            case PhaseChanged():
+                await self._turns.enter(self._hand, message)
+            case StepDone(step=step, steps=steps, step_s=step_s):
+                await self._hand.feed.step(step, steps, step_s)
+            case protocol.Prepared(versions=versions):
+                self.versions = versions
+            case _:
+                log.warning("reply_out_of_place", reply=type(message).__name__)
+
+    @property
+    def _phase(self) -> str:
+        return self._hand.phases.current
+
+
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """Nothing came in time."""
+
+
+async def _first(runner: Runner, stop: asyncio.Event, timeout_s: float) -> Message | _Silence | None:
+    """The runner's next reply, None after its death, or silence after the time or a stop."""
+    async with asyncio.TaskGroup() as group:
+        reply = group.create_task(runner.receive())
+        stopped = group.create_task(stop.wait())
+        await asyncio.wait({reply, stopped}, timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not reply.done():
+            reply.cancel()
+    return _Silence() if reply.cancelled() else reply.result()
+
+
+def _exit_of(runner: Runner, oom_kills_before: int | None) -> outcome.Exit:
+    now = processes.host_oom_kills()
+    kills = None if now is None or oom_kills_before is None else now - oom_kills_before
+    returncode = runner.child.returncode
+    return outcome.Exit(returncode=returncode if returncode is not None else 0, oom_kills=kills)
+
+
+def _attempt_id(hand: InHand) -> str:
+    job_id, attempt = hand.key
+    return f"{job_id}-{attempt}"
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _tail(path: Path, start: int) -> bytes:
+    """What was written after ``start``, at most the last 1 MiB of it."""
+    try:
+        with path.open("rb") as file:
+            file.seek(max(start, _size(path) - LOG_BYTES))
+            return file.read(LOG_BYTES)
+    except FileNotFoundError:
+        return b""

@@ -1,0 +1,98 @@
+"""Answers the scheduler's commands: prepare, retire, cancel, preflight."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import assert_never
+
+import structlog
+
+from screentest import wire
+from screentest.errors import Unavailable
+from screentest.lanes import Lane, to_json
+from screentest.records import (
+    CancelAttempt,
+    Command,
+    CommandReply,
+    Preflight,
+    Prepare,
+    Retire,
+    Verdict,
+)
+from screentest_runner import protocol
+from screentest_worker import facts, preflight
+from screentest_worker.attempt import StopReason
+from screentest_worker.consume import Consumer
+from screentest_worker.runner import RunnerSlot
+from screentest_worker.telemetry import Telemetry
+
+log = structlog.get_logger()
+
+
+class Commands:
+    """Each answer comes within 2 s, but for a retirement: that one is answered when the runner is gone."""
+
+    def __init__(
+        self,
+        *,
+        lane: Lane,
+        models_dir: Path,
+        env_python: Path,
+        consumer: Consumer,
+        slot: RunnerSlot,
+        telemetry: Telemetry,
+    ) -> None:
+        self._lane = lane
+        self._models_dir = models_dir
+        self._env_python = env_python
+        self._consumer = consumer
+        self._slot = slot
+        self._telemetry = telemetry
+
+    async def answer(self, subject: str, payload: bytes) -> bytes:
+        command = wire.decode(payload, Command)
+        match command.body:
+            case Prepare():
+                reply = await self._prepare()
+            case Retire(reason=reason):
+                reply = await self._retire(reason)
+            case CancelAttempt(job_id=job_id, attempt=attempt):
+                reply = self._cancel(job_id, attempt)
+            case Preflight() as asked:
+                reply = self._preflight(asked)
+            case _:
+                assert_never(command.body)
+        log.info("command_answered", command=type(command.body).__name__, done=reply.done, detail=reply.detail)
+        return wire.encode(reply)
+
+    async def _prepare(self) -> CommandReply:
+        """The interpreter and the imports, no device: the runner takes the lock only when its attempt comes."""
+        if self._slot.current is not None:
+            return CommandReply(done=True, detail="a runner is there")
+        try:
+            runner = await self._slot.started(await self._telemetry.facts())
+        except (Unavailable, OSError) as error:
+            return CommandReply(done=False, detail=str(error))
+        runner.send(protocol.Prepare(lane=to_json(self._lane)))
+        runner.is_prepared = True
+        return CommandReply(done=True, detail=f"runner {runner.process.pid} imports")
+
+    async def _retire(self, reason: str) -> CommandReply:
+        if (busy := self._consumer.on_device) is not None:
+            return CommandReply(done=False, detail=f"job {busy.dispatch.spec.job_id} is on the device")
+        killed = await self._slot.retire(reason)
+        return CommandReply(done=True, detail=f"{killed} processes had to be killed" if killed else "")
+
+    def _cancel(self, job_id: str, attempt: int) -> CommandReply:
+        """Only asks for the end: AttemptEnded follows when the process tree is gone."""
+        hand = self._consumer.find(job_id, attempt)
+        if hand is None:
+            return CommandReply(done=False, detail=f"attempt {attempt} of job {job_id} is not here")
+        hand.request_stop(StopReason.CANCELLED)
+        return CommandReply(done=True)
+
+    def _preflight(self, asked: Preflight) -> CommandReply:
+        found = facts.gather(self._lane, self._models_dir, self._env_python)
+        decision = preflight.decide(found, asked.spec)
+        detail = "; ".join(text for text in (decision.reason, decision.fix) if text)
+        return CommandReply(done=decision.verdict is not Verdict.REFUSED, detail=detail, verdict=decision.verdict)

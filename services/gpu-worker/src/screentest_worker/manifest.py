@@ -1,0 +1,101 @@
+"""The manifest of an attempt: what ran, on what, with which result. Pure."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from screentest.records import Artifact, ClipFacts, DeviceFacts, Dispatch, Outcome
+
+SCHEMA = "manifest/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstances:
+    """What the outcome does not say. ``device``: None = telemetry had not answered."""
+
+    warm: bool
+    shared_gpu: bool
+    rung_name: str
+    device: DeviceFacts | None
+
+
+def build(dispatch: Dispatch, outcome: Outcome, circumstances: Circumstances, clip: Artifact | None) -> dict[str, Any]:
+    """JSON-ready. ``clip`` is the file that the facts were read from, None when there is none."""
+    spec = dispatch.spec
+    return {
+        "schema": SCHEMA,
+        "sweep_id": spec.sweep_id,
+        "lane_id": spec.lane_id,
+        "job_id": spec.job_id,
+        "attempt": dispatch.attempt,
+        "spec": plain(spec),
+        "parameters": {
+            "width_px": spec.width_px,
+            "height_px": spec.height_px,
+            "num_frames": spec.num_frames,
+            "steps": spec.steps,
+            "fps": spec.fps,
+            "call": call_of(dispatch),
+        },
+        "marks": plain(spec.marks),
+        "seed": spec.seed,
+        "weights": spec.weights.value,
+        "random_weights": spec.weights.is_random,
+        "weights_repo": spec.weights_repo,
+        "weights_revision": spec.weights_revision,
+        "lane_digest": spec.lane_digest,
+        "rung": {"index": dispatch.rung, "name": circumstances.rung_name},
+        "versions": {version.name: version.version for version in outcome.versions},
+        "device": plain(circumstances.device),
+        "warm": circumstances.warm,
+        "shared_gpu": circumstances.shared_gpu,
+        "phases": plain(outcome.phases),
+        "clip": _clip(outcome.clip, clip),
+        "peak_device_memory_bytes": outcome.peak_device_memory_bytes,
+        "peak_host_memory_bytes": outcome.peak_host_memory_bytes,
+        "model_loads": outcome.model_loads,
+        "survivors_killed": outcome.survivors_killed,
+        "failure": _failure(outcome),
+    }
+
+
+def call_of(dispatch: Dispatch) -> dict[str, Any]:
+    """The pipeline's keyword arguments as the runner gets them; JSON knows lists, not tuples."""
+    return {
+        parameter.name: list(parameter.value) if isinstance(parameter.value, tuple) else parameter.value
+        for parameter in dispatch.spec.call
+    }
+
+
+def to_bytes(manifest: dict[str, Any]) -> bytes:
+    return json.dumps(manifest, indent=1, ensure_ascii=False, allow_nan=False).encode()
+
+
+def plain(value: Any) -> Any:
+    """Records as JSON values: datetimes in ISO 8601, StrEnum as their words."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, tuple | list):
+        return [plain(item) for item in value]
+    return value.isoformat() if isinstance(value, datetime) else value
+
+
+def _clip(facts: ClipFacts | None, artifact: Artifact | None) -> dict[str, Any] | None:
+    if facts is None or artifact is None:
+        return None
+    return {**plain(facts), "sha256": artifact.sha256, "size_bytes": artifact.size_bytes}
+
+
+def _failure(outcome: Outcome) -> dict[str, str] | None:
+    if outcome.failure_class is None:
+        return None
+    return {
+        "class": outcome.failure_class.value,
+        "cause": outcome.cause,
+        "fix": outcome.fix,
+        "phase": outcome.phase,
+    }

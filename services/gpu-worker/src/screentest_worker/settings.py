@@ -1,0 +1,33 @@
+"""What one worker is told by its environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from screentest.kit.config import ServiceSettings
+
+
+class WorkerSettings(ServiceSettings):
+    """One lane on one device.
+
+    ``env_python`` is the interpreter of the lane's model environment; it stays a link when it is one, because a link
+    is what tells Python which environment it is in. ``state_dir`` holds scratch, spool and logs.
+    """
+
+    lane_file: Path
+    device: str = Field(default="cpu-0", pattern=r"^(cpu|gpu)-[0-9]{1,3}$")
+    lock_dir: Path
+    state_dir: Path
+    env_python: Path
+    models_dir: Path
+    cache_dir: Path
+
+    # A warm runner holds the device's memory: after this long without a job it goes.
+    idle_s: float = Field(default=600.0, gt=0)
+    # After this long without a clean proof the attempt ends and the scheduler drains the device.
+    not_proven_s: float = Field(default=60.0, gt=0)
+    # What a runner gets to end by itself after Stop; a step of a big model takes longer and is cut short.
+    stop_grace_s: float = Field(default=5.0, ge=0)
+    renew_s: float = Field(default=10.0, gt=0)

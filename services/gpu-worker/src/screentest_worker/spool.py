@@ -1,0 +1,155 @@
+"""Results on disk until they are delivered: one folder per attempt, so that neither broker, scheduler, depot nor a
+restart of this worker loses a finished clip.
+
+``attempt.json`` is written when the attempt starts and at every phase; ``outcome.json`` when it has ended. Both appear
+whole or not at all.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from screentest import wire
+from screentest.records import ArtifactKind, Dispatch, Outcome
+
+log = structlog.get_logger()
+
+FILE_NAMES = {ArtifactKind.CLIP: "clip.mp4", ArtifactKind.LOG: "log.txt", ArtifactKind.MANIFEST: "manifest.json"}
+UNDELIVERED = "undelivered"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """A finished attempt that waits for delivery. ``outcome.artifacts`` are those that are in the depot already.
+
+    ``expected_sequence``: of the event that its AttemptEnded follows.
+    """
+
+    dispatch: Dispatch
+    outcome: Outcome
+    expected_sequence: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interrupted:
+    """An attempt that had started when its worker died; ``phase`` None = unknown."""
+
+    dispatch: Dispatch
+    phase: str | None
+
+
+class Spool:
+    """The folder of one worker."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        (folder / UNDELIVERED).mkdir(parents=True, exist_ok=True)
+
+    def path(self, dispatch: Dispatch) -> Path:
+        """The folder of one attempt, made when it is missing."""
+        folder = self._folder / f"{dispatch.spec.job_id}-{dispatch.attempt}"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def file(self, dispatch: Dispatch, kind: ArtifactKind) -> Path:
+        return self.path(dispatch) / FILE_NAMES[kind]
+
+    def note(self, dispatch: Dispatch, phase: str) -> None:
+        """Where a started attempt is. Not synced: it only explains a loss."""
+        content = {"schema": "spool/1", "phase": phase, "dispatch": _text(dispatch)}
+        _write(self.path(dispatch) / "attempt.json", content, durable=False)
+
+    def store(self, ended: Ended) -> None:
+        """Durable when it returns. OSError when the disk is full."""
+        content = {
+            "schema": "spool/1",
+            "dispatch": _text(ended.dispatch),
+            "outcome": _text(ended.outcome),
+            "expected_sequence": ended.expected_sequence,
+            "cause": ended.outcome.cause,  # for a person who looks
+        }
+        _write(self.path(ended.dispatch) / "outcome.json", content, durable=True)
+
+    def ended(self, dispatch: Dispatch) -> Ended | None:
+        """The finished outcome of this attempt, None when it has none."""
+        return _ended(self.path(dispatch))
+
+    def interrupted_phase(self, dispatch: Dispatch) -> str | None:
+        """None = it has not started here, or nobody knows."""
+        found = _interrupted(self.path(dispatch))
+        return found.phase if found else None
+
+    def remove(self, dispatch: Dispatch) -> None:
+        shutil.rmtree(self.path(dispatch), ignore_errors=True)
+
+    def keep_clip(self, dispatch: Dispatch) -> None:
+        """A clip that could not be uploaded is a person's to fetch."""
+        clip = self.file(dispatch, ArtifactKind.CLIP)
+        if clip.is_file():
+            clip.replace(self._folder / UNDELIVERED / f"{dispatch.spec.job_id}-{dispatch.attempt}.mp4")
+
+    def left(self) -> tuple[tuple[Ended, ...], tuple[Interrupted, ...]]:
+        """What an earlier process of this worker left: finished results, and attempts that were under way."""
+        folders = sorted(path for path in self._folder.iterdir() if path.is_dir() and path.name != UNDELIVERED)
+        ended = tuple(found for folder in folders if (found := _ended(folder)) is not None)
+        under_way = tuple(
+            lost
+            for folder in folders
+            if not (folder / "outcome.json").exists() and (lost := _interrupted(folder)) is not None
+        )
+        return ended, under_way
+
+
+def _ended(folder: Path) -> Ended | None:
+    content = _read(folder / "outcome.json")
+    if content is None:
+        return None
+    return Ended(
+        dispatch=wire.decode(_bytes(content["dispatch"]), Dispatch),
+        outcome=wire.decode(_bytes(content["outcome"]), Outcome),
+        expected_sequence=content["expected_sequence"],
+    )
+
+
+def _interrupted(folder: Path) -> Interrupted | None:
+    content = _read(folder / "attempt.json")
+    if content is None:
+        return None
+    return Interrupted(dispatch=wire.decode(_bytes(content["dispatch"]), Dispatch), phase=content["phase"])
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:  # written by another version, or by hand
+        log.error("spool_file_unreadable", file=path.name, error=str(error))
+        return None
+    return content
+
+
+def _write(path: Path, content: dict[str, Any], *, durable: bool) -> None:
+    part = path.with_name(path.name + ".part")
+    with part.open("w") as file:
+        json.dump(content, file)
+        if durable:
+            file.flush()
+            os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _text(record: Dispatch | Outcome) -> str:
+    return base64.b64encode(wire.encode(record)).decode()
+
+
+def _bytes(text: str) -> bytes:
+    return base64.b64decode(text)
