@@ -12,6 +12,30 @@ from screentest_runner.protocol import FailureClass
 PROBE = "A cat walks,  slowly.\n\nÉtude No. 271: <glass> & steel"
 
 
+def check_folder(folder: Path) -> None:
+    """A pipeline folder has a model_index.json. Raises AttemptFailure(layout) before anything is read."""
+    if not (folder / "model_index.json").is_file():
+        raise AttemptFailure(
+            FailureClass.LAYOUT,
+            f"no model_index.json in {folder}: not a diffusers pipeline; check repo and base_repo of the lane file",
+        )
+
+
+def check_channels(pipeline: Any, denoiser: str, expected: int | None) -> None:
+    """The denoiser takes as many channels as the lane's architecture says. Raises AttemptFailure(channels).
+
+    Text-to-video weights in an image-to-video lane load without complaint and fail at the first step, after the prompt
+    and the keyframe were encoded. expected: None when the lane file does not say.
+    """
+    found = getattr(pipeline, denoiser).config.in_channels
+    if expected is not None and found != expected:
+        raise AttemptFailure(
+            FailureClass.CHANNELS,
+            f"the {denoiser} of these weights takes {found} channels, components.{denoiser}.config says {expected}; "
+            "they belong to another kind of pipeline",
+        )
+
+
 def check_tokenizers(pipeline: Any, folder: Path) -> None:
     """Every tokenizer must split as its own tokenizer.json says, whatever class the library chose for it.
 

@@ -247,7 +247,7 @@ class Stopped:
 class Encode:
     """Write the MP4 of one clip. Answer: EncodeProgress, then Encoded or EncodeFailed; the encoder exits after it.
 
-    frames_path: as in Generate. fps: 7, 23.976 and the like; written as an exact fraction. title: metadata of the MP4.
+    frames_path: as in Generate. fps: 24, 12.5 and the like; written as an exact fraction. title: metadata of the MP4.
     comment: what made the clip (sweep, job, model, seed). random_weights: the comment then begins with these words.
     """
 

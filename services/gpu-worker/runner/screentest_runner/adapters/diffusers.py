@@ -77,6 +77,8 @@ class DiffusersAdapter:
         checkpoint = self._checkpoint(load)
         pipe = self.assemble(checkpoint.main, checkpoint.base)
         pipe.set_progress_bar_config(disable=True)
+        denoiser = _denoiser_name(pipe)
+        gates.check_channels(pipe, denoiser, self.lane["components"][denoiser]["config"].get("in_channels"))
         gates.check_tokenizers(pipe, checkpoint.base or checkpoint.main)
         gates.check_text_encoders(pipe)
         self._place(pipe, load.rung, torch.device(device))
@@ -129,6 +131,7 @@ class DiffusersAdapter:
 
     def from_folder(self, folder: Path, **parts: Any) -> Any:
         """from_pretrained, offline and of safetensors only; `parts` replace components of the folder."""
+        gates.check_folder(folder)
         return self.pipeline_class().from_pretrained(
             folder,
             dtype=self.dtypes(),

@@ -1,0 +1,326 @@
+"""Each of the ten lanes with miniature weights, in a real runner process: the real diffusers pipeline, end to end."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from screentest.lanes import Lane, from_json
+from screentest_runner.protocol import (
+    Cancel,
+    Decoded,
+    Encode,
+    Encoded,
+    Failed,
+    FailureClass,
+    Generate,
+    Loaded,
+    Phase,
+    Prepared,
+    StepDone,
+    to_line,
+)
+
+from .runner_process import LANES, RUNNER_SOURCE, ChildProcess, RunnerProcess, env_python, lane_of
+
+pytestmark = pytest.mark.slow
+
+TEN_LANES = sorted(path.stem for path in LANES.glob("*.toml") if not path.stem.startswith("stub"))
+FRAMES = 25
+COLD_FIRST_STEP_S = 12.0
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Miniatures of all tests of this module."""
+    return tmp_path_factory.mktemp("miniatures")
+
+
+@pytest.fixture(scope="module")
+def keyframe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A picture with an alpha channel and another aspect ratio than any lane: what a person uploads."""
+    path = tmp_path_factory.mktemp("keyframe") / "key.png"
+    noise = np.random.default_rng(0).integers(0, 256, (200, 300, 4), np.uint8)
+    Image.fromarray(noise, "RGBA").save(path)
+    return path
+
+
+@pytest.fixture
+def wan(tmp_path: Path, cache: Path) -> Iterator[RunnerProcess]:
+    """A warm runner of a text-to-video lane."""
+    with RunnerProcess(lane_of("wan2-1-t2v-1-3b"), tmp_path) as runner:
+        runner.open()
+        runner.load(cache=cache)
+        runner.until(Loaded)
+        yield runner
+
+
+def keyframe_of(lane: Lane, keyframe: Path) -> Path | None:
+    return keyframe if lane.task == "i2v" else None
+
+
+@pytest.mark.parametrize("lane_id", TEN_LANES)
+def test_lane_makes_its_clip_and_a_second_one_without_loading(
+    lane_id: str, tmp_path: Path, cache: Path, keyframe: Path
+) -> None:
+    lane = lane_of(lane_id)
+    picture = keyframe_of(lane, keyframe)
+    with RunnerProcess(lane, tmp_path) as runner:
+        runner.prepare()
+        versions = runner.until(Prepared).versions
+        assert versions["torch"].startswith("2.13.0")
+        runner.open()
+        runner.load(cache=cache)
+        loaded = runner.until(Loaded)
+        assert loaded.build_s is not None
+        frames_path = runner.generate("a", picture)
+        decoded = runner.until(Decoded)
+        assert [(step.step, step.steps) for step in runner.of(StepDone)] == [(1, 2), (2, 2)]
+        check_cancel(runner, picture)
+        runner.generate("b", picture)
+        assert runner.until(Decoded).loads == 1
+        assert len(runner.of(Loaded)) == 1
+
+    assert decoded.frames == FRAMES
+    assert frames_path.stat().st_size == FRAMES * decoded.height_px * decoded.width_px * 3
+    assert frames_path.read_bytes() == (tmp_path / "b.raw").read_bytes()  # same seed, warm and after a cancel
+    assert set(decoded.timings_s) == {"encoding_prompt", "denoising", "decoding", "writing"}
+    assert decoded.finite_fraction == 1.0
+    assert clip_frames(frames_path, decoded, tmp_path) == FRAMES
+
+
+def check_cancel(runner: RunnerProcess, picture: Path | None) -> None:
+    """StableVideoDiffusionPipeline ignores the _interrupt flag: every lane must end by the raise, within one step."""
+    before = len(runner.of(StepDone))
+    has_list = "timesteps" in runner.lane.call
+    many = {"timesteps": list(range(1000, 0, -5))} if has_list else {"num_inference_steps": 200}
+    runner.generate("cancelled", picture, **many)
+    assert runner.until(StepDone).steps == 200
+    runner.send(Cancel(attempt_id="cancelled"))
+    sent_at = time.monotonic()
+    failed = runner.until(Failed, fails=True)
+    ended_after_s = time.monotonic() - sent_at
+    assert (failed.failure_class, failed.phase) == (FailureClass.CANCELLED, Phase.DENOISING)
+    steps = runner.of(StepDone)[before:]
+    assert len(steps) < 150
+    assert ended_after_s < max(step.step_s for step in steps) + 0.5
+
+
+def clip_frames(frames_path: Path, decoded: Decoded, folder: Path) -> int:
+    """Frames that come out of the MP4 which the model env's encoder writes."""
+    with ChildProcess("screentest_runner.encode", "diffusers", folder / "encoder.log") as encoder:
+        encoder.send(
+            Encode(
+                frames_path=str(frames_path),
+                clip_path=str(folder / "clip.mp4"),
+                frames=decoded.frames,
+                height_px=decoded.height_px,
+                width_px=decoded.width_px,
+                fps=8.0,
+                title="test",
+                comment={},
+                random_weights=True,
+            )
+        )
+        encoder.until(Encoded)
+    with av.open(folder / "clip.mp4") as container:
+        return sum(1 for _ in container.decode(video=0))
+
+
+def test_first_step_of_a_cold_runner_comes_within_its_bound(tmp_path: Path, cache: Path) -> None:
+    began = time.monotonic()
+    with RunnerProcess(lane_of("mochi-1-preview"), tmp_path) as runner:
+        runner.open()
+        runner.load(cache=cache)
+        runner.generate("a")
+        runner.until(StepDone)
+    assert time.monotonic() - began < COLD_FIRST_STEP_S
+
+
+def test_every_rung_of_every_lane_makes_its_clip(tmp_path: Path, cache: Path, keyframe: Path) -> None:
+    """On a cpu the rungs save nothing, but their hooks must fit. One process, because imports cost four seconds."""
+    asked = [rung_request(lane_of(lane_id), rung, tmp_path, keyframe) for lane_id in TEN_LANES for rung in (1, -1)]
+    script = Path(__file__).with_name("rungs_in_one_process.py")
+    result = subprocess.run(
+        [env_python("diffusers"), script, cache],
+        input=json.dumps(asked),
+        env={**os.environ, "PYTHONPATH": str(RUNNER_SOURCE), "HF_HUB_OFFLINE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    shapes = json.loads(result.stdout.splitlines()[-1])
+    assert [shape[0] for shape in shapes] == [FRAMES] * len(asked)
+
+
+def rung_request(lane: Lane, rung: int, folder: Path, keyframe: Path) -> dict[str, Any]:
+    """What rungs_in_one_process.py wants for one clip."""
+    settings = {**lane.defaults_for("miniature"), "prompt": "a doll"}
+    generate = Generate(
+        attempt_id="a",
+        call=lane.pipeline_call("miniature", settings),
+        seed=1,
+        frames_path=str(folder / "unused"),
+        fps=8.0,
+        keyframe_path=str(keyframe) if lane.task == "i2v" else None,
+    )
+    return {
+        "lane": lane.content,
+        "rung": lane.content["ladder"][rung],
+        "generate": json.loads(to_line(generate)),
+    }
+
+
+def test_prompt_reaches_the_clip(wan: RunnerProcess) -> None:
+    clips = []
+    for attempt_id, prompt in (("a", "a doll"), ("b", "a soldier in a control room")):
+        path = wan.generate(attempt_id, prompt=prompt)
+        wan.until(Decoded)
+        clips.append(path.read_bytes())
+    assert clips[0] != clips[1]
+
+
+def test_unknown_keyword_is_named_before_anything_runs(wan: RunnerProcess) -> None:
+    wan.generate("a", motion_bucket_id=127)
+    failed = wan.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.BAD_KWARGS
+    assert "WanPipeline takes no motion_bucket_id" in failed.message
+
+
+def test_infinite_guidance_fails_as_nan_in_its_first_step(wan: RunnerProcess) -> None:
+    """Non-finite latents would become a valid, fully black clip with exit status 0."""
+    wan.generate("a", num_inference_steps=50, guidance_scale=3e38)
+    failed = wan.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.NAN
+    assert len(wan.of(StepDone)) < 5
+
+
+def test_frame_count_that_the_pipeline_rounds_away_is_truncated_and_no_clip(wan: RunnerProcess) -> None:
+    wan.generate("a", num_frames=27)
+    failed = wan.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.TRUNCATED
+    assert "returned 25 frames, asked for 27" in failed.message
+
+
+def without_index_class(lane: Lane) -> Lane:
+    """The lane as if model_index.json named the right tokenizer."""
+    content: dict[str, Any] = {**lane.content, "components": {**lane.content["components"]}}
+    content["components"]["tokenizer"] = {"library": "transformers", "class": "LlamaTokenizerFast"}
+    return from_json(content, "test")
+
+
+@pytest.mark.parametrize("lane_id", ["hunyuanvideo-i2v", "skyreels-v1-hunyuan-i2v"])
+def test_wrong_tokenizer_of_the_published_index_is_caught(lane_id: str, tmp_path: Path, cache: Path) -> None:
+    """huggingface/transformers#45488: without the override the prompt loses its spaces and the clip means nothing."""
+    lane = lane_of(lane_id)
+    folders = checkpoint_of(lane, tmp_path, cache)
+    with RunnerProcess(without_index_class(lane), tmp_path) as runner:
+        runner.open()
+        runner.load("hub", **folders)
+        failed = runner.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.CONDITIONING
+    assert "tokenizer" in failed.message
+
+
+def checkpoint_of(lane: Lane, folder: Path, cache: Path) -> dict[str, str]:
+    """A miniature as if it had been downloaded: weights_dir and, for an assembled lane, base_dir."""
+    if not list(cache.glob(f"{lane.id}-*")):
+        with RunnerProcess(lane, folder) as runner:
+            runner.open()
+            runner.load(cache=cache)
+            runner.until(Loaded)
+    (made,) = cache.glob(f"{lane.id}-*")
+    download = shutil.copytree(made, folder / "download")
+    if (download / "base").is_dir():
+        return {"weights_dir": str(download / "model"), "base_dir": str(download / "base")}
+    return {"weights_dir": str(download)}
+
+
+def test_bare_transformer_loaded_as_a_pipeline_is_a_layout_failure(tmp_path: Path, cache: Path) -> None:
+    """SkyReels V1 in the published sweep: the repository has no model_index.json (SkyworkAI/SkyReels-V1#18)."""
+    lane = lane_of("skyreels-v1-hunyuan-i2v")
+    weights_dir = checkpoint_of(lane, tmp_path, cache)["weights_dir"]
+    content = {**lane.content, "pipeline": {**lane.content["pipeline"], "adapter": "diffusers"}}
+    content["model"] = {key: value for key, value in lane.content["model"].items() if key != "base_repo"}
+    with RunnerProcess(from_json(content, "test"), tmp_path) as runner:
+        runner.open()
+        runner.load("hub", weights_dir=weights_dir)
+        failed = runner.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.LAYOUT
+    assert "model_index.json" in failed.message
+
+
+def test_weights_of_another_kind_of_pipeline_are_a_channels_failure(tmp_path: Path, cache: Path) -> None:
+    """SkyReels V2 I2V in the published sweep, after ten minutes; here in the load."""
+    weights = checkpoint_of(lane_of("skyreels-v2-df-14b-540p"), tmp_path, cache)
+    with RunnerProcess(lane_of("wan2-1-t2v-1-3b"), tmp_path) as runner:
+        runner.lane = expecting_channels(runner.lane, 36)
+        runner.open()
+        runner.load("hub", **weights)
+        failed = runner.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.CHANNELS
+    assert "takes 16 channels, components.transformer.config says 36" in failed.message
+
+
+def expecting_channels(lane: Lane, in_channels: int) -> Lane:
+    content: dict[str, Any] = copy.deepcopy(lane.content)
+    content["components"]["transformer"]["config"]["in_channels"] = in_channels
+    content["pipeline"]["class"] = "SkyReelsV2DiffusionForcingPipeline"
+    return from_json(content, "test")
+
+
+def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
+    with RunnerProcess(lane_of("cogvideox-2b"), tmp_path) as runner:
+        runner.open()
+        runner.load("hub", weights_dir=str(tmp_path / "nowhere"))
+        failed = runner.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.LAYOUT
+    assert "THUDM/CogVideoX-2b" in failed.message
+
+
+def test_full_random_weights_are_refused(tmp_path: Path) -> None:
+    with RunnerProcess(lane_of("cogvideox-2b"), tmp_path) as runner:
+        runner.open()
+        runner.load("full-random")
+        failed = runner.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.PREFLIGHT_REFUSED
+
+
+def test_miniature_is_built_once_and_found_again(tmp_path: Path, cache: Path) -> None:
+    lane = lane_of("cogvideox-5b")
+    builds = []
+    for _ in range(2):
+        with RunnerProcess(lane, tmp_path) as runner:
+            runner.open()
+            runner.load(cache=tmp_path / "own-cache")
+            builds.append(runner.until(Loaded).build_s)
+    assert builds[0] is not None
+    assert builds[1] is None
+    assert not list((tmp_path / "own-cache").glob(".*"))  # nothing half-made stays
+
+
+def test_keyframe_reaches_the_clip(tmp_path: Path, cache: Path, keyframe: Path) -> None:
+    other = tmp_path / "other.png"
+    Image.new("L", (64, 64), 30).save(other)
+    clips = []
+    with RunnerProcess(lane_of("skyreels-v2-i2v-14b-540p"), tmp_path) as runner:
+        runner.open()
+        runner.load(cache=cache)
+        for attempt_id, picture in (("a", keyframe), ("b", other)):
+            path = runner.generate(attempt_id, picture)
+            runner.until(Decoded)
+            clips.append(path.read_bytes())
+    assert clips[0] != clips[1]
