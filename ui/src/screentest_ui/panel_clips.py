@@ -1,0 +1,67 @@
+"""The clips of a sweep on the page: players, contact sheets, and what the probe read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from screentest.records import ArtifactKind
+from screentest_ui.panel_artifacts import Link, Wanted, links
+from screentest_ui.panel_sweep import ClipCard
+from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, plain
+
+AT_ONCE = 12  # players on the page before a person asks for more: each one loads its clip's first frames
+COLUMNS = 3
+
+
+def show_clips(sweep_id: str, cards: Sequence[ClipCard]) -> None:
+    """A player for each clip. The page asks the depot for links only, the browser streams the clips."""
+    shown = st.session_state.get(f"clips_shown_{sweep_id}", AT_ONCE)
+    visible = cards[:shown]
+    with_sheets = st.toggle("Contact sheets", key=f"sheets_{sweep_id}", help="Twelve frames at equal times per clip.")
+    clip_links = links([clip_of(card.job_id) for card in visible])
+    sheet_links = links([sheet_of(sweep_id, card.job_id) for card in visible]) if with_sheets else {}
+    columns = st.columns(COLUMNS)
+    for index, card in enumerate(visible):
+        with columns[index % COLUMNS]:
+            show_clip(card, clip_links[clip_of(card.job_id)], sheet_links.get(sheet_of(sweep_id, card.job_id)))
+    if len(cards) > shown and st.button(f"Show {min(AT_ONCE, len(cards) - shown)} more of {len(cards)} clips"):
+        st.session_state[f"clips_shown_{sweep_id}"] = shown + AT_ONCE
+        st.rerun()
+
+
+def show_clip(card: ClipCard, clip: Link, sheet: Link | None) -> None:
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{plain(card.lane_title)}**", width="content")
+            if card.random_weights:
+                st.badge(RANDOM_WEIGHTS, color="orange", help=RANDOM_WEIGHTS_HELP)
+            for flag in card.flags:
+                st.badge(flag, color="red", help="The clip is valid, but the probe saw this in its frames.")
+        if clip.url:
+            st.video(clip.url, alt=f"Clip of {card.lane_title}, seed {card.seed}")
+        else:
+            st.warning(plain(clip.trouble), icon=":material/cloud_off:")
+        st.caption(plain(f"seed {card.seed}: {card.facts}"))
+        if sheet is not None:
+            show_sheet(card, sheet)
+
+
+def show_sheet(card: ClipCard, sheet: Link) -> None:
+    if sheet.url:
+        st.image(sheet.url, width="stretch", alt=f"Contact sheet of {card.lane_title}, seed {card.seed}")
+    else:
+        st.caption(plain(f"no contact sheet yet: {sheet.trouble}"))
+
+
+def clip_of(job_id: str) -> Wanted:
+    return Wanted(kind=ArtifactKind.CLIP, job_id=job_id)
+
+
+def sheet_of(sweep_id: str, job_id: str) -> Wanted:
+    return Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=f"sheets/{job_id}.jpg")
+
+
+def log_of(job_id: str) -> Wanted:
+    return Wanted(kind=ArtifactKind.LOG, job_id=job_id)

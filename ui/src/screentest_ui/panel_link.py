@@ -1,0 +1,97 @@
+"""The panel's one connection to the scheduler, and how every page meets an error on it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import streamlit as st
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from screentest.client import Client
+from screentest.errors import BadRequest, ScreentestError, Unauthenticated, Unavailable
+from screentest.kit.config import read_secret
+from screentest_ui.panel_text import plain
+
+PROBE_EVERY_S = 3.0
+_REACHABLE = "scheduler_reachable"
+
+
+class PanelSettings(BaseSettings):
+    """Where the scheduler listens, and the file that holds the bearer token."""
+
+    model_config = SettingsConfigDict(env_prefix="SCREENTEST_", frozen=True, extra="ignore")
+
+    grpc_address: str = "127.0.0.1:50051"
+    grpc_token_file: Path | None = None
+
+
+def scheduler() -> Client:
+    """The client all sessions share. Unavailable at once while the banner finds the scheduler away."""
+    if not st.session_state.get(_REACHABLE, True):
+        raise Unavailable(f"no scheduler answers at {PanelSettings().grpc_address}; start it with `screentest up`")
+    return _connected()
+
+
+def _connected() -> Client:
+    """A new token or address (another `screentest up`) makes a new client."""
+    settings = PanelSettings()
+    return _client(settings.grpc_address, read_secret(settings.grpc_token_file).get_secret_value())
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _client(address: str, token: str) -> Client:
+    return Client.connect(address, token=token)
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Shows what went wrong in place of the part of the page that needed the answer; the rest of the page stays."""
+    try:
+        yield
+    except BadRequest as error:
+        st.error("  \n".join(_sentences(error)), icon=":material/error:")
+    except Unavailable as error:
+        # The banner says it once for the whole page while the scheduler itself is away.
+        if st.session_state.get(_REACHABLE, True):
+            st.warning(plain(str(error)), icon=":material/cloud_off:")
+    except ScreentestError as error:
+        st.error(plain(str(error)), icon=":material/error:")
+
+
+def _sentences(error: BadRequest) -> list[str]:
+    violations = [f"{plain(item.field)}: {plain(item.description)}" for item in error.violations]
+    return violations or [plain(str(error))]
+
+
+@st.fragment(run_every=PROBE_EVERY_S)
+def banner() -> None:
+    """Says that the scheduler is away, and brings the page back by itself when it returns."""
+    trouble = _trouble()
+    was_reachable = st.session_state.get(_REACHABLE)
+    st.session_state[_REACHABLE] = trouble is None
+    if trouble:
+        st.error(trouble, icon=":material/link_off:")
+    if was_reachable is not None and was_reachable != (trouble is None):
+        st.rerun(scope="app")
+
+
+def _trouble() -> str | None:
+    """What keeps the panel from the scheduler, in Markdown; None = it answers."""
+    address = plain(PanelSettings().grpc_address)
+    try:
+        _connected().list_lanes()
+    except Unauthenticated:
+        return (
+            f"The scheduler at {address} does not accept this panel's token. Start the panel with `screentest up`, "
+            "or set `SCREENTEST_GRPC_TOKEN_FILE` to the token file of that scheduler."
+        )
+    except Unavailable as error:
+        return (
+            f"The scheduler is not reachable at {address} ({plain(str(error))}). Run `screentest up`. "
+            "Nothing is lost: running sweeps go on, and this page comes back by itself."
+        )
+    except ScreentestError as error:
+        return f"The scheduler at {address} answers with an error: {plain(str(error))}"
+    return None

@@ -1,0 +1,113 @@
+"""Report: the published case study of one sweep, to read here and to take away. `?sweep=` names the sweep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import streamlit as st
+
+from screentest.records import ArtifactKind, Sweep
+from screentest_ui import panel_link
+from screentest_ui.panel_artifacts import Link, Wanted, fetched, links, newest
+from screentest_ui.panel_report import clip_jobs, files_of, folder, with_links
+from screentest_ui.panel_text import file_size, moment, plain, tally
+
+EVERY_S = 5.0
+HEIGHT_PX = 1400
+DOCUMENTS = ("index.html", "report.md", "report.json")
+
+
+def choose(sweeps: Sequence[Sweep]) -> Sweep:
+    """The sweep of the address, or the newest; a choice goes into the address, so that a refresh keeps it."""
+    asked = st.query_params.get("sweep", "")
+    ids = [sweep.record.sweep_id for sweep in sweeps]
+    by_id = {sweep.record.sweep_id: sweep for sweep in sweeps}
+    if asked and asked not in by_id:
+        by_id[asked] = panel_link.scheduler().get_sweep(asked)
+        ids.insert(0, asked)
+    index = ids.index(asked) if asked else 0
+    chosen = st.selectbox(
+        "Sweep", ids, index=index, format_func=lambda sweep_id: label(by_id[sweep_id]), key="report_of"
+    )
+    st.query_params["sweep"] = chosen
+    return by_id[chosen]
+
+
+def label(sweep: Sweep) -> str:
+    return f"{sweep.record.spec.title} ({moment(sweep.record.submitted_at)}, {tally(sweep)})"
+
+
+def page_of(sweep_id: str, link: Link) -> str:
+    """The report's page; fetched again only when another revision stands in the depot."""
+    known_sha256, page = st.session_state.get("report_page", ("", ""))
+    if not link.sha256 or known_sha256 != link.sha256:
+        page = fetched(link).decode()
+        st.session_state["report_page"] = (link.sha256, page)
+    return str(page)
+
+
+def wanted_files(sweep_id: str, names: Sequence[str]) -> dict[str, Wanted]:
+    """Where the files that the page names lie: clips belong to their jobs, all else to the report."""
+    jobs = clip_jobs(panel_link.scheduler().list_jobs(sweep_id))
+    return {
+        name: Wanted(kind=ArtifactKind.CLIP, job_id=jobs[name])
+        if name in jobs
+        else Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=name)
+        for name in names
+    }
+
+
+def urls_of(sweep_id: str, page: str) -> dict[str, Link]:
+    wanted = wanted_files(sweep_id, files_of(page))
+    found = links(list(wanted.values()))
+    return {name: found[item] for name, item in wanted.items() if found[item].url}
+
+
+@st.fragment
+def downloads(sweep_id: str, page: str) -> None:
+    """The documents one by one, and the whole folder for reading offline."""
+    with st.container(horizontal=True, vertical_alignment="center"):
+        for name in DOCUMENTS[1:]:
+            link = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=name))
+            if link.url:
+                st.link_button(name, link.url, icon=":material/download:")
+        if st.button("Prepare the folder", icon=":material/folder_zip:", help="Report, contact sheets and clips."):
+            with panel_link.errors_shown(), st.spinner("Fetching the report's files …"):
+                st.session_state["report_zip"] = (sweep_id, packed(sweep_id, page))
+        ready_for, content = st.session_state.get("report_zip", ("", b""))
+        if ready_for == sweep_id:
+            size = file_size(len(content))
+            name = f"{sweep_id}.zip"
+            st.download_button(f"Download {plain(name)} ({size})", content, name, "application/zip", on_click="ignore")
+
+
+def packed(sweep_id: str, page: str) -> bytes:
+    """The zip of the report's folder: its documents, its pictures and its clips under the names the page uses."""
+    files = {"index.html": page.encode()}
+    for name in DOCUMENTS[1:]:
+        files[name] = fetched(newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=name)))
+    files.update({name: fetched(link) for name, link in urls_of(sweep_id, page).items() if name not in files})
+    return folder(files)
+
+
+def show_report(sweep_id: str) -> None:
+    with panel_link.errors_shown():
+        link = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=DOCUMENTS[0]))
+        if not link.url:
+            st.info(plain(f"No report of this sweep yet: {link.trouble}"), icon=":material/hourglass:")
+            return
+        page = page_of(sweep_id, link)
+        downloads(sweep_id, page)
+        shown = with_links(page, {name: found.url for name, found in urls_of(sweep_id, page).items()})
+        st.iframe(shown, height=HEIGHT_PX, alt="The report")
+
+
+st.title("Report")
+with panel_link.errors_shown():
+    known = panel_link.scheduler().list_sweeps()
+    if known:
+        opened = choose(known)
+        is_final = opened.settled is not None
+        st.fragment(show_report, run_every=None if is_final else EVERY_S)(opened.record.sweep_id)
+    else:
+        st.info("No sweep yet. Submit one; its report is published while it runs.")

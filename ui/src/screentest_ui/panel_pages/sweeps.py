@@ -1,0 +1,229 @@
+"""Sweeps: all of them, and one of them with its table, its clips and its endings. `?sweep=` names the open one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import streamlit as st
+
+from screentest.errors import NotFound
+from screentest.records import Job, JobState, Sweep
+from screentest_ui import panel_link
+from screentest_ui.panel_artifacts import links
+from screentest_ui.panel_clips import log_of, show_clips
+from screentest_ui.panel_jobs import show_job
+from screentest_ui.panel_queue import at_work, reasons, waiting
+from screentest_ui.panel_sweep import (
+    EndingCard,
+    clips,
+    endings,
+    headline,
+    model_rows,
+    notes,
+    progress_of,
+    proof_lines,
+    retryable,
+)
+from screentest_ui.panel_text import (
+    RANDOM_WEIGHTS,
+    RANDOM_WEIGHTS_HELP,
+    counted,
+    moment,
+    plain,
+    shortened,
+    tally,
+)
+
+LIST_EVERY_S = 3.0
+DETAIL_EVERY_S = 1.0
+JOBS_KEPT_S = 5.0  # an event changes the sweep's cursor and refreshes the jobs at once; a waiting reason does not
+PAGE = 20
+MOST_ENDINGS = 30
+
+
+# ---- the list
+
+
+@st.fragment(run_every=LIST_EVERY_S)
+def show_list() -> None:
+    shown = st.session_state.get("sweeps_shown", PAGE)
+    with panel_link.errors_shown():
+        sweeps = panel_link.scheduler().list_sweeps(limit=shown + 1)
+        if not sweeps:
+            st.info("No sweep yet. Submit one, and it appears here.")
+            st.page_link("panel_pages/submit.py", label="Submit a sweep", icon=":material/send:")
+        for sweep in sweeps[:shown]:
+            show_line(sweep)
+        if len(sweeps) > shown and st.button("Older sweeps", icon=":material/expand_more:"):
+            st.session_state["sweeps_shown"] = shown + PAGE
+            st.rerun(scope="fragment")
+
+
+def show_line(sweep: Sweep) -> None:
+    record = sweep.record
+    with st.container(border=True):
+        with st.container(horizontal=True, vertical_alignment="center"):
+            st.markdown(f"**{plain(record.spec.title)}**", width="content")
+            show_badges(sweep)
+        st.progress(progress_of(sweep), text=plain(tally(sweep)))
+        with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
+            st.caption(plain(f"{record.sweep_id}, submitted {moment(record.submitted_at)}"), width="content")
+            if st.button("Open", key=f"open-{record.sweep_id}"):
+                st.query_params["sweep"] = record.sweep_id
+                st.rerun(scope="app")
+
+
+def show_badges(sweep: Sweep) -> None:
+    if sweep.record.spec.weights.is_random:
+        st.badge(RANDOM_WEIGHTS, color="orange", help=RANDOM_WEIGHTS_HELP)
+    st.badge(headline(sweep), color="gray" if sweep.over else "blue")
+
+
+# ---- one sweep
+
+
+def show_sweep(sweep_id: str) -> None:
+    if st.button("All sweeps", icon=":material/arrow_back:", type="tertiary"):
+        st.query_params.clear()
+        st.rerun()
+    with panel_link.errors_shown():
+        try:
+            sweep = panel_link.scheduler().get_sweep(sweep_id)
+        except NotFound:
+            st.query_params.clear()
+            raise
+        jobs = jobs_of(sweep)
+        st.session_state["sweep_seen"] = what_stands(sweep)
+        show_header(sweep)
+        st.fragment(show_progress, run_every=None if sweep.over and sweep.settled else DETAIL_EVERY_S)(sweep_id)
+        show_actions(sweep, jobs)
+        show_results(sweep, jobs)
+
+
+def jobs_of(sweep: Sweep) -> tuple[Job, ...]:
+    """The sweep's jobs; asked again when an event has happened, or after a few seconds for the waiting reasons."""
+    key = (sweep.record.sweep_id, sweep.cursor)
+    known_key, asked_at, jobs = st.session_state.get("sweep_jobs", (None, 0.0, ()))
+    if known_key != key or time.monotonic() - asked_at > JOBS_KEPT_S:
+        jobs = panel_link.scheduler().list_jobs(sweep.record.sweep_id)
+        st.session_state["sweep_jobs"] = (key, time.monotonic(), jobs)
+    return tuple(jobs)
+
+
+def what_stands(sweep: Sweep) -> tuple[str, int, bool]:
+    """What the lower page depends on: it is drawn again only when a job has ended, so that players keep their place."""
+    counts = sweep.counts
+    ended = counts.completed + counts.failed + counts.refused + counts.cancelled
+    return sweep.record.sweep_id, ended, sweep.settled is not None
+
+
+def show_header(sweep: Sweep) -> None:
+    record = sweep.record
+    st.title(plain(record.spec.title))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.caption(plain(f"{record.sweep_id}, submitted {moment(record.submitted_at)}"), width="content")
+        show_badges(sweep)
+    if record.spec.weights.is_random:
+        st.caption(f":orange[:material/casino: {RANDOM_WEIGHTS_HELP}]")
+    with st.expander(f"{counted(len(record.spec.prompts), 'prompt')}: {plain(shortened(record.spec.prompts[0], 90))}"):
+        for prompt in record.spec.prompts:
+            st.text(prompt)
+    for lane in record.skipped:
+        st.caption(f":material/skip_next: {plain(lane.lane_title)} skipped: {plain(lane.reason)}")
+
+
+def show_progress(sweep_id: str) -> None:
+    """The live part: counts, the jobs at work, and the model table as it fills."""
+    with panel_link.errors_shown():
+        client = panel_link.scheduler()
+        sweep = client.get_sweep(sweep_id)
+        if what_stands(sweep) != st.session_state.get("sweep_seen"):
+            st.rerun(scope="app")
+        jobs = jobs_of(sweep)
+        st.progress(progress_of(sweep), text=plain(tally(sweep)))
+        running = [client.get_job(job.spec.job_id) for job in jobs if job.state is JobState.RUNNING]
+        for card in at_work(running):
+            show_job(card)
+        for reason, count in reasons(waiting(jobs)):
+            st.caption(f":material/hourglass: {counted(count, 'job')}: {plain(reason)}")
+        st.dataframe(
+            model_rows(jobs),
+            hide_index=True,
+            height="content",
+            column_config={"Finding": st.column_config.TextColumn(width="large")},
+            alt="The model table of this sweep",
+        )
+        for note in notes(jobs):
+            st.caption(plain(note))
+
+
+def show_actions(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    sweep_id = sweep.record.sweep_id
+    with st.container(horizontal=True):
+        if not sweep.over:
+            with st.popover("Cancel sweep", icon=":material/close:"):
+                st.write("Queued jobs end at once; the running one is stopped and its process tree removed.")
+                if st.button("Cancel all its jobs", type="primary", key="cancel-sweep"):
+                    cancel_sweep(sweep_id)
+        failed = retryable(jobs)
+        if failed and st.button(f"Retry {counted(len(failed), 'failed job')}", icon=":material/replay:", key="retry"):
+            retry(failed)
+        st.page_link(
+            "panel_pages/report.py", label="Report", icon=":material/article:", query_params={"sweep": sweep_id}
+        )
+
+
+def show_results(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    cards = clips(jobs)
+    if cards:
+        st.subheader(counted(len(cards), "clip"))
+        show_clips(sweep.record.sweep_id, cards)
+    ended = endings(jobs)
+    if ended:
+        st.subheader(f"{counted(len(ended), 'job')} without a clip")
+        show_endings(ended)
+    for line in proof_lines(sweep):
+        st.caption(f":material/verified: {plain(line)}")
+
+
+def show_endings(cards: Sequence[EndingCard]) -> None:
+    visible = cards[:MOST_ENDINGS]
+    logs = links([log_of(card.job_id) for card in visible if card.has_log])
+    for card in visible:
+        with st.container(border=True):
+            st.markdown(f"**{plain(card.lane_title)}** · seed {card.seed} · {card.status} {plain(card.failure_class)}")
+            if card.cause:
+                st.text(card.cause)
+            if card.fix:
+                st.caption(f":material/lightbulb: {plain(card.fix)}")
+            with st.container(horizontal=True):
+                if card.has_log and logs[log_of(card.job_id)].url:
+                    st.link_button("Log", logs[log_of(card.job_id)].url, icon=":material/description:")
+                if not card.can_retry:
+                    st.caption("tried again since")
+                elif st.button("Retry", key=f"retry-{card.job_id}", icon=":material/replay:"):
+                    retry([card.job_id])
+    if len(cards) > len(visible):
+        st.caption(f"and {len(cards) - len(visible)} more: see the report.")
+
+
+def cancel_sweep(sweep_id: str) -> None:
+    with panel_link.errors_shown():
+        jobs = panel_link.scheduler().cancel_sweep(sweep_id)
+        st.toast(f"Cancel requested for {counted(jobs, 'job')}")
+
+
+def retry(job_ids: Sequence[str]) -> None:
+    with panel_link.errors_shown():
+        for job_id in job_ids:
+            panel_link.scheduler().retry_job(job_id)
+        st.rerun()
+
+
+opened = st.query_params.get("sweep", "")
+if opened:
+    show_sweep(opened)
+else:
+    st.title("Sweeps")
+    show_list()

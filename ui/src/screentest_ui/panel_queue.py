@@ -1,0 +1,186 @@
+"""The Queue page's view: what each device does, how far each job is, what waits and why. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from screentest.records import DeviceView, Job, JobState, Progress
+from screentest_ui.panel_text import duration, shortened
+
+PHASES = ("preparing", "loading", "encoding_prompt", "denoising", "decoding", "decoded", "encoding", "uploading")
+_PHASE_WORDS = {
+    "preparing": "preparing",
+    "loading": "loading the model",
+    "encoding_prompt": "encoding the prompt",
+    "denoising": "denoising",
+    "decoding": "decoding",
+    "decoded": "decoded, the device is free",
+    "encoding": "writing the MP4",
+    "uploading": "uploading the clip",
+}
+_AT_WORK = (JobState.RUNNING, JobState.ENDED)
+_AHEAD = (JobState.QUEUED, JobState.ADMITTED)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobCard:
+    """One job at work.
+
+    ``phase_key``: the phase's name in the contract, "" before the first progress. ``fraction``: of the steps of its
+    phase, None where the phase has no steps.
+    """
+
+    job_id: str
+    sweep_id: str
+    lane_title: str
+    device: str
+    prompt: str
+    seed: int
+    attempt: int
+    phase: str
+    phase_key: str
+    fraction: float | None
+    detail: str
+    cancelling: bool
+    random_weights: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WaitingJob:
+    """One job that waits; ``waits_for`` "" = the scheduler has not said why (it is about to be admitted)."""
+
+    job_id: str
+    sweep_id: str
+    lane_title: str
+    prompt: str
+    seed: int
+    waits_for: str
+    cancelling: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceCard:
+    """One device: ``state`` is idle, busy or drained; ``detail`` says with what, or why."""
+
+    host: str
+    device: str
+    state: str
+    detail: str
+    proof: str
+
+
+def at_work(jobs: Iterable[Job]) -> tuple[JobCard, ...]:
+    """The jobs that hold a device, encode or upload, in the order they started."""
+    working = [job for job in jobs if job.state in _AT_WORK]
+    return tuple(job_card(job) for job in sorted(working, key=_started_at))
+
+
+def waiting(jobs: Iterable[Job]) -> tuple[WaitingJob, ...]:
+    """The jobs that wait, in the scheduler's order: priority, then submission, then position in the sweep."""
+    ahead = [job for job in jobs if job.state in _AHEAD]
+    ahead.sort(key=lambda job: (-job.spec.priority, job.submitted.at, job.spec.ordinal))
+    return tuple(
+        WaitingJob(
+            job_id=job.spec.job_id,
+            sweep_id=job.spec.sweep_id,
+            lane_title=job.spec.lane_title,
+            prompt=shortened(job.spec.prompt, 80),
+            seed=job.spec.seed,
+            waits_for="admitted, its worker starts it next" if job.state is JobState.ADMITTED else job.waits_for,
+            cancelling=job.cancel_requested,
+        )
+        for job in ahead
+    )
+
+
+def reasons(jobs: Sequence[WaitingJob]) -> tuple[tuple[str, int], ...]:
+    """Why jobs wait and how many of them, the most frequent reason first."""
+    counts: dict[str, int] = {}
+    for job in jobs:
+        counts[job.waits_for or "their turn"] = counts.get(job.waits_for or "their turn", 0) + 1
+    return tuple(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def job_card(job: Job) -> JobCard:
+    progress = _current(job)
+    return JobCard(
+        job_id=job.spec.job_id,
+        sweep_id=job.spec.sweep_id,
+        lane_title=job.spec.lane_title,
+        device=f"{job.spec.host} {job.spec.device}",
+        prompt=shortened(job.spec.prompt),
+        seed=job.spec.seed,
+        attempt=job.attempts[-1].attempt if job.attempts else 0,
+        phase=_phase_words(progress, job),
+        phase_key=progress.phase if progress else "",
+        fraction=fraction(progress),
+        detail=_detail(progress),
+        cancelling=job.cancel_requested,
+        random_weights=job.spec.weights.is_random,
+    )
+
+
+def fraction(progress: Progress | None) -> float | None:
+    """Steps done of the steps of this phase, 0..1; None where the phase has no steps."""
+    if progress is None or progress.step is None or not progress.steps:
+        return None
+    return min(max(progress.step / progress.steps, 0.0), 1.0)
+
+
+def trail(phase: str) -> tuple[tuple[str, str], ...]:
+    """The eight phases with their place in time: done, now or ahead. An unknown phase leaves all ahead."""
+    now = PHASES.index(phase) if phase in PHASES else -1
+    place = {True: "done", False: "ahead"}
+    return tuple((name, "now" if index == now else place[index < now]) for index, name in enumerate(PHASES))
+
+
+def device_card(view: DeviceView, jobs: Mapping[str, Job], lane_titles: Mapping[str, str]) -> DeviceCard:
+    warm = lane_titles.get(view.warm_lane_id, view.warm_lane_id)
+    holder = jobs.get(view.job_id)
+    if view.drained:
+        state, detail = "drained", view.drained_reason
+    elif view.job_id:
+        state, detail = "busy", holder.spec.lane_title if holder else view.job_id
+    else:
+        state, detail = "idle", f"the runner of {warm} is warm" if warm else "no runner is loaded"
+    return DeviceCard(host=view.host, device=view.device, state=state, detail=detail, proof=_proof_line(view))
+
+
+def _proof_line(view: DeviceView) -> str:
+    if view.proof is None:
+        return "not proven yet"
+    verdict = "clean" if view.proof.clean else f"not clean: {view.proof.reason}"
+    return f"{verdict} at {view.proof.stamp.at:%H:%M:%S} UTC ({view.proof.method})"
+
+
+def _current(job: Job) -> Progress | None:
+    """The progress of the job's last attempt; an earlier attempt's last word says nothing about this one."""
+    if job.progress is None or not job.attempts or job.progress.attempt != job.attempts[-1].attempt:
+        return None
+    return job.progress
+
+
+def _phase_words(progress: Progress | None, job: Job) -> str:
+    if job.state is JobState.ENDED:
+        return "the attempt has ended, the scheduler decides what follows"
+    return _PHASE_WORDS.get(progress.phase, progress.phase) if progress else "started, no progress reported yet"
+
+
+def _detail(progress: Progress | None) -> str:
+    """``step 12 of 50, 1.4 s a step, about 52 s left``: only what is known."""
+    if progress is None:
+        return ""
+    parts = []
+    if progress.step is not None and progress.steps:
+        parts.append(f"step {progress.step} of {progress.steps}")
+    if progress.step_s is not None:
+        parts.append(f"{duration(progress.step_s)} a step")
+    if progress.eta_s is not None:
+        parts.append(f"about {duration(progress.eta_s)} left")
+    return ", ".join(parts)
+
+
+def _started_at(job: Job) -> float:
+    started = job.attempts[-1].started if job.attempts else None
+    return (started or job.submitted).at.timestamp()

@@ -1,0 +1,77 @@
+"""A published report for the page and for a folder: which files it names, and the same text with other links. Pure."""
+
+from __future__ import annotations
+
+import html
+import io
+import posixpath
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from html.parser import HTMLParser
+from urllib.parse import unquote, urlsplit
+
+from screentest.records import Job
+
+_LINKS = frozenset({"src", "href", "poster"})
+_CSP_SOURCES = re.compile(r"((?:img|media)-src)\b")
+
+
+class _Files(HTMLParser):
+    """Collects the relative links of a page in reading order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: dict[str, None] = {}
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        for name, value in attributes:
+            if name in _LINKS and value and is_relative(value):
+                self.names[value] = None
+
+
+def is_relative(link: str) -> bool:
+    """Whether a link points into the report's own folder: no scheme, no host, no way out of it."""
+    parts = urlsplit(link)
+    path = posixpath.normpath(unquote(parts.path))
+    inside = not path.startswith(("/", "..")) and path != "."
+    return not parts.scheme and not parts.netloc and inside
+
+
+def files_of(page: str) -> tuple[str, ...]:
+    """The files of its folder that the page shows or links to: ``sheets/<job>.jpg``, ``clips/<file>.mp4``."""
+    parser = _Files()
+    parser.feed(page)
+    return tuple(parser.names)
+
+
+def clip_jobs(jobs: Iterable[Job]) -> dict[str, str]:
+    """Job id by the file name of its clip, as a report names it: ``clips/<file>.mp4``."""
+    return {f"clips/{posixpath.basename(job.clip.key)}": job.spec.job_id for job in jobs if job.clip is not None}
+
+
+def with_links(page: str, urls: Mapping[str, str]) -> str:
+    """The page with its relative links replaced, and its content policy opened for just those hosts.
+
+    A report allows pictures and clips only from its own folder; embedded in the panel they come from the depot.
+    """
+    for name, url in urls.items():
+        page = page.replace(f'="{html.escape(name)}"', f'="{html.escape(url)}"')
+    hosts = " ".join(sorted({f"{urlsplit(url).scheme}://{urlsplit(url).netloc}" for url in urls.values()}))
+    return _opened(page, hosts) if hosts else page
+
+
+def _opened(page: str, hosts: str) -> str:
+    """Only the first policy is the report's own: it stands in the head, before any text of a person."""
+    head, mark, rest = page.partition("Content-Security-Policy")
+    policy, end, body = rest.partition(">")
+    return head + mark + _CSP_SOURCES.sub(rf"\1 {hosts}", policy) + end + body if mark else page
+
+
+def folder(files: Mapping[str, bytes]) -> bytes:
+    """A zip of the report's folder; clips and pictures are compressed already."""
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", zipfile.ZIP_STORED) as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
