@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from screentest import lanes, objects, subjects, wire
+from screentest.errors import Unavailable
 from screentest.kit import clock
 from screentest.kit.bus import Append, Bus
 from screentest.records import (
@@ -161,6 +162,7 @@ class Rig:
             "SCREENTEST_MODELS_DIR": str(self.folder / "models"),
             "SCREENTEST_CACHE_DIR": str(self.folder / "cache"),
             "SCREENTEST_STOP_GRACE_S": "0.5",
+            "SCREENTEST_RENEW_S": "0.7",
             **self.settings,
             **settings,
         }
@@ -328,7 +330,7 @@ class Rig:
     async def until(self, look: Callable[[], Any], within_s: float, what: str) -> Any:
         try:
             async with asyncio.timeout(within_s):
-                while (found := await look()) is None:
+                while (found := await look()) is None:  # noqa: ASYNC110  (what is looked at sits in other processes)
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError(f"no {what} within {within_s} s; the worker's log:\n{self.log[-6000:]}") from None
@@ -387,8 +389,9 @@ class Rig:
         return wire.encode(UrlReply(url=f"{self.depot.url}/{key}", key=key))
 
     async def _up(self, is_up: bool) -> None:
+        """Down: the request gets no answer."""
         if not is_up:
-            await asyncio.sleep(3600)
+            raise Unavailable("down for the test")
 
     async def _progress(self, _: str, payload: bytes) -> None:
         self.heard.append(wire.decode(payload, Progress))

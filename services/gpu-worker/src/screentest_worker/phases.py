@@ -29,7 +29,7 @@ class PhaseLog:
 
     def times(self, until_boottime_ns: int) -> tuple[PhaseTime, ...]:
         """Every phase with its seconds; the last one until now. ``decoded`` is a moment, so it is left out."""
-        ends = [began for _, began in self._begun[1:]] + [until_boottime_ns]
+        ends = [*(began for _, began in self._begun[1:]), until_boottime_ns][: len(self._begun)]
         return tuple(
             PhaseTime(phase=phase, seconds=max(0, end - began) / 1e9, started_boottime_ns=began)
             for (phase, began), end in zip(self._begun, ends, strict=True)
