@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import nats
@@ -347,7 +347,7 @@ class Bus:
 
     async def read(
         self, stream: str, filters: Sequence[str], *, start_sequence: int = 1, follow: bool = False
-    ) -> AsyncIterator[Stored]:
+    ) -> AsyncGenerator[Stored, None]:
         """Messages in stream order from ``start_sequence``; ends at the present unless ``follow``.
 
         Ephemeral pull consumer without acks: the reader's pace is the only flow control. With ``follow`` it heals
@@ -356,9 +356,11 @@ class Bus:
         next_sequence = start_sequence
         while True:
             try:
-                async for stored in self._read_once(stream, filters, next_sequence, follow):
-                    next_sequence = stored.sequence + 1
-                    yield stored
+                # Closed with the reader: a consumer must not wait for the garbage collector to be deleted.
+                async with contextlib.aclosing(self._read_once(stream, filters, next_sequence, follow)) as messages:
+                    async for stored in messages:
+                        next_sequence = stored.sequence + 1
+                        yield stored
                 return
             except Unavailable as error:
                 if not follow:
@@ -368,7 +370,7 @@ class Bus:
 
     async def _read_once(
         self, stream: str, filters: Sequence[str], start_sequence: int, follow: bool
-    ) -> AsyncIterator[Stored]:
+    ) -> AsyncGenerator[Stored, None]:
         end = (await self.stream_state(stream)).last_sequence
         config = ConsumerConfig(
             filter_subjects=list(filters),
