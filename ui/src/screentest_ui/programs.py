@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from screentest.kit.clock import process_of
 from screentest.records import Process
 
 POLL_S = 0.02
+STOP_POLL_S = 0.05  # each look walks /proc
 LOG_TAIL_LINES = 15
 
 # Inherited by everything a stack starts, so that even a process that left its parent and its session is found again.
@@ -69,7 +70,14 @@ def is_running(process: Process) -> bool:
     return now is not None and now.start_ticks == process.start_ticks
 
 
-def wait_ready(program: Program, process: Process, is_ready: Callable[[], bool], timeout_s: float) -> None:
+def wait_ready(
+    program: Program,
+    process: Process,
+    is_ready: Callable[[], bool],
+    timeout_s: float,
+    *,
+    poll_s: float = POLL_S,
+) -> None:
     """Polls until ``is_ready()``. StartFailed when it dies first, Unavailable when it is slow; both show the log."""
     deadline = time.monotonic() + timeout_s
     while not is_ready():
@@ -82,20 +90,26 @@ def wait_ready(program: Program, process: Process, is_ready: Callable[[], bool],
                 f"{program.name} is not ready after {timeout_s:.0f} s; "
                 f"{program.log_path} says:\n{tail(program.log_path)}"
             )
-        time.sleep(POLL_S)
+        time.sleep(poll_s)
 
 
 def stop(process: Process, *, grace_s: float) -> None:
     """SIGTERM, then SIGKILL after ``grace_s``; whatever it had below it at any moment is killed too."""
+    stop_all((process,), grace_s=grace_s)
+
+
+def stop_all(processes: Sequence[Process], *, grace_s: float) -> None:
+    """``stop`` for several at once: they share the grace."""
     family: dict[int, Process] = {}
     deadline = time.monotonic() + grace_s
-    if is_running(process):
-        _collect(process.pid, family)
+    waiting = [process for process in processes if is_running(process)]
+    _collect(waiting, family)
+    for process in waiting:
         _signal(process, signal.SIGTERM)
-    while is_running(process) and time.monotonic() < deadline:
-        _collect(process.pid, family)
-        time.sleep(POLL_S)
-    kill((process, *family.values()))
+    while (waiting := [process for process in waiting if is_running(process)]) and time.monotonic() < deadline:
+        _collect(waiting, family)
+        time.sleep(STOP_POLL_S)
+    kill((*processes, *family.values()))
 
 
 def kill(processes: tuple[Process, ...], timeout_s: float = 5.0) -> None:
@@ -135,8 +149,8 @@ def tail(path: Path, lines: int = LOG_TAIL_LINES) -> str:
     return "\n".join(f"    {line}" for line in text.splitlines()[-lines:]) or "    (the log is empty)"
 
 
-def _collect(pid: int, family: dict[int, Process]) -> None:
-    """Adds every process below ``pid`` to ``family``."""
+def _collect(roots: Sequence[Process], family: dict[int, Process]) -> None:
+    """Adds every process below ``roots`` to ``family``."""
     children: dict[int, list[int]] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -146,7 +160,7 @@ def _collect(pid: int, family: dict[int, Process]) -> None:
         except OSError:
             continue
         children.setdefault(parent, []).append(int(entry.name))
-    below = list(children.get(pid, ()))
+    below = [child for root in roots for child in children.get(root.pid, ())]
     while below:
         child = below.pop()
         below.extend(children.get(child, ()))

@@ -1,0 +1,72 @@
+"""The ``screentest`` command: one verb per line, each verb's code in the module of its group."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+
+import typer
+
+from screentest.errors import BadRequest, ScreentestError
+from screentest_ui import cli_fleet, cli_stack, cli_sweeps
+
+OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
+
+app = typer.Typer(
+    name="screentest",
+    help="One scene, every local video model, on your own GPU.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# A verb returns its exit status; None = 0.
+_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
+    ("up", cli_stack.up),
+    ("down", cli_stack.down),
+    ("secrets", cli_stack.secrets),
+    ("submit", cli_sweeps.submit),
+    ("watch", cli_sweeps.watch),
+    ("status", cli_sweeps.status),
+    ("cancel", cli_sweeps.cancel),
+    ("retry", cli_sweeps.retry),
+    ("report", cli_sweeps.report),
+    ("events", cli_sweeps.events),
+    ("preflight", cli_sweeps.preflight),
+    ("lanes", cli_fleet.lanes),
+    ("gpus", cli_fleet.gpus),
+    ("undrain", cli_fleet.undrain),
+)
+
+
+def main() -> None:
+    """Exit status: 0 ok, 1 failed, 2 usage or input that cannot be used, 130 interrupted."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    try:
+        app(args=arguments, prog_name="screentest")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else OK
+    except ScreentestError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return USAGE if isinstance(error, BadRequest) else FAILED
+    return OK
+
+
+def _exiting(verb: Callable[..., int | None]) -> Callable[..., None]:
+    @functools.wraps(verb)
+    def call(*args: object, **kwargs: object) -> None:
+        try:
+            status = verb(*args, **kwargs)
+        except KeyboardInterrupt:
+            status = INTERRUPTED
+        raise typer.Exit(status or OK)
+
+    return call
+
+
+for _name, _verb in _VERBS:
+    app.command(_name)(_exiting(_verb))

@@ -1,0 +1,57 @@
+"""up, down, secrets: the local stack."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from screentest.lanes import load_lanes
+from screentest_ui import printing, services, stack
+from screentest_ui import secrets as stack_secrets
+from screentest_ui.home import default_home
+
+
+def up(
+    device: Annotated[str, typer.Option(help="cpu-0 (miniatures, no GPU needed) or gpu-0.")] = "cpu-0",
+    lanes: Annotated[str, typer.Option(help="Only these lanes, separated by commas.")] = "",
+    stub: Annotated[bool, typer.Option("--stub", help="Also the stub lanes, which draw without a model.")] = False,
+    weights_dir: Annotated[
+        Path | None, typer.Option(help="Where hub weights are, one folder per lane id. Default: <home>/models.")
+    ] = None,
+    panel: Annotated[bool, typer.Option(help="Start the panel too.")] = True,
+) -> None:
+    """Start the local stack, or what is missing of it, and wait until it answers."""
+    home, place = default_home(), services.installation(os.environ)
+    asked = tuple(part.strip() for part in lanes.split(",") if part.strip())
+    wanted = services.Wanted(
+        device=device,
+        lanes=services.choose_lanes(place, asked, with_stub=stub),
+        weights_dir=(weights_dir or home.path / "models").absolute(),
+        with_panel=panel,
+    )
+    result = stack.up(home, place, wanted, os.environ, printing.say)
+    printing.say(f"scheduler: {result.grpc_address}")
+    if result.panel_url:
+        printing.say(f"panel: {result.panel_url}")
+    if not result.started:
+        printing.say("everything was running already")
+
+
+def down() -> None:
+    """Stop the local stack; its state stays."""
+    stopped = stack.down(default_home(), printing.say)
+    printing.say(f"stopped {stopped} processes" if stopped else "nothing was running")
+
+
+def secrets() -> None:
+    """Make the secrets of this home that are missing, and name where they are."""
+    home, place = default_home(), services.installation(os.environ)
+    kept = home.secrets
+    users = stack_secrets.nats_users(services.HOST, tuple(load_lanes(place.lanes_dir)))
+    kept.authorization(users)
+    kept.depot_keys(services.BUCKET)
+    kept.grpc_token_file()
+    printing.say(f"{len(users)} NATS users, 2 depot keys and the gRPC token are in {kept.directory} (mode 0600)")

@@ -1,0 +1,327 @@
+"""submit, watch, status, cancel, retry, report, events, preflight: what a person does with a sweep."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from queue import Empty, Queue
+from threading import Thread
+from typing import Annotated
+
+import typer
+
+from screentest import folding
+from screentest import table as model_table
+from screentest.client import Client
+from screentest.errors import BadRequest, ScreentestError
+from screentest.records import Job, JobEvent, LaneVerdict, Sweep, SweepEvent
+from screentest_ui import printing, reportfetch, sweepfile, waiting
+from screentest_ui.connection import connect
+from screentest_ui.printing import LiveSweep
+from screentest_ui.sweepfile import SweepFile
+
+FAILED = 1
+QUIET_S = 1.0
+
+Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
+SweepId = Annotated[str, typer.Argument(help="The sweep, as `screentest status` lists it.")]
+File = Annotated[Path, typer.Argument(help="A sweep file, for example deploy/sweeps/architects-stillness.toml.")]
+Lanes = Annotated[str, typer.Option(help="Lane ids, separated by commas, instead of the file's.")]
+Seeds = Annotated[str, typer.Option(help="Seeds, separated by commas, instead of the file's.")]
+WeightsName = Annotated[str, typer.Option("--weights", help="hub, miniature or full-random, instead of the file's.")]
+KeyframeFile = Annotated[Path | None, typer.Option(help="PNG, JPEG or WebP, instead of the file's.")]
+Skip = Annotated[
+    bool | None, typer.Option(help="Skip lanes that cannot take part, with the reason, instead of refusing the sweep.")
+]
+
+
+def submit(
+    file: File,
+    lanes: Lanes = "",
+    seeds: Seeds = "",
+    weights: WeightsName = "",
+    keyframe: KeyframeFile = None,
+    skip_impossible: Skip = None,
+    request_id: Annotated[str, typer.Option(help="Makes the submit repeatable: the same id is the same sweep.")] = "",
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Show it until it has ended; exit 1 unless all completed.")
+    ] = False,
+    json: Json = False,
+) -> int | None:
+    """Send a sweep to the scheduler."""
+    asked = _asked(file, lanes, seeds, weights, keyframe, skip_impossible)
+    with connect() as client:
+        sweep = send(client, asked, request_id)
+        sweep_id = sweep.record.sweep_id
+        if not wait:
+            _show_submitted(sweep, as_json=json)
+            return None
+        if not json:
+            _show_submitted(sweep, as_json=False)
+        return _wait_and_show(client, sweep_id, "", as_json=json, must_complete=True)
+
+
+def watch(
+    sweep_id: SweepId,
+    json: Json = False,
+) -> int | None:
+    """Show a sweep until it has ended."""
+    with connect() as client:
+        client.get_sweep(sweep_id)
+        return _wait_and_show(client, sweep_id, "", as_json=json, must_complete=False)
+
+
+def status(
+    sweep_id: Annotated[str, typer.Argument(help="One sweep; none = list them all.")] = "",
+    json: Json = False,
+) -> None:
+    """List the sweeps, or show one as the model table."""
+    with connect() as client:
+        if sweep_id:
+            _show_sweep(client, sweep_id, as_json=json)
+            return
+        sweeps = client.list_sweeps()
+    if json:
+        printing.as_json(sweeps)
+        return
+    printing.print_table(("Sweep", "Title", "Jobs", "Done", "Failed", "State"), map(_sweep_line, sweeps))
+
+
+def cancel(
+    sweep_id: Annotated[str, typer.Argument(help="The sweep; leave out with --job.")] = "",
+    job: Annotated[str, typer.Option(help="Only this job.")] = "",
+    json: Json = False,
+) -> None:
+    """Cancel a sweep, or one job."""
+    if bool(sweep_id) == bool(job):
+        raise BadRequest("name either a sweep or a job: `screentest cancel <sweep>` or `screentest cancel --job <job>`")
+    with connect() as client:
+        if job:
+            cancelled = client.cancel_job(job)
+            printing.as_json(cancelled) if json else printing.say(f"{job}: {_cancel_word(cancelled)}")
+            return
+        count = client.cancel_sweep(sweep_id)
+    if json:
+        printing.as_json({"sweep_id": sweep_id, "jobs": count})
+    else:
+        printing.say(f"cancel requested for {count} jobs of {sweep_id}" if count else "every job had ended already")
+
+
+def retry(
+    sweep_id: Annotated[str, typer.Argument(help="The sweep; leave out with --job.")] = "",
+    failed: Annotated[bool, typer.Option("--failed", help="Every cell of the sweep that did not complete.")] = False,
+    job: Annotated[str, typer.Option(help="Only this job.")] = "",
+    wait: Annotated[bool, typer.Option("--wait", help="Show the sweep until it has ended.")] = False,
+    json: Json = False,
+) -> int | None:
+    """Try cells again, as new jobs of the same sweep."""
+    if bool(job) == (bool(sweep_id) and failed):
+        raise BadRequest("say what: `screentest retry <sweep> --failed` or `screentest retry --job <job>`")
+    with connect() as client:
+        before = client.get_sweep(sweep_id).cursor if sweep_id else ""
+        again = (job,) if job else unfinished_cells(client.list_jobs(sweep_id))
+        retried = [client.retry_job(job_id) for job_id in again]
+        if json and not wait:
+            printing.as_json(retried)
+            return None
+        if not json:
+            for new in retried:
+                printing.say(f"{new.spec.lane_title}: {new.spec.job_id} tries {new.spec.retry_of} again")
+        if not retried:
+            if not json:
+                printing.say("every cell has completed; there is nothing to try again")
+            return None
+        if not wait:
+            return None
+        return _wait_and_show(client, retried[0].spec.sweep_id, before, as_json=json, must_complete=True)
+
+
+def report(
+    sweep_id: SweepId,
+    out: Annotated[Path, typer.Option(help="Folder of all fetched reports.")] = Path("out"),
+    final: Annotated[bool, typer.Option(help="Wait for the report of the ended sweep, if it has ended.")] = True,
+    json: Json = False,
+) -> None:
+    """Fetch a sweep's report and clips to out/<sweep>/."""
+    with connect() as client:
+        fetched = reportfetch.fetch(client, sweep_id, out, wait_for_final=final)
+    if json:
+        printing.as_json({"index": str(fetched.index), "files": len(fetched.files), "clips": len(fetched.clips)})
+        return
+    for problem in fetched.problems:
+        printing.err().print(problem, markup=False)
+    printing.say(f"{len(fetched.clips)} clips, {len(fetched.files)} report files")
+    printing.say(f"report: {shown_path(fetched.index)}")
+
+
+def events(sweep_id: SweepId, json: Json = False) -> None:
+    """List what has happened to a sweep, oldest first."""
+    with connect() as client:
+        client.get_sweep(sweep_id)
+        for event in past_events(client, sweep_id):
+            if json:
+                printing.as_json(event)
+            else:
+                printing.say(_event_line(event))
+
+
+def preflight(
+    file: File,
+    lanes: Lanes = "",
+    seeds: Seeds = "",
+    weights: WeightsName = "",
+    keyframe: KeyframeFile = None,
+    json: Json = False,
+) -> int | None:
+    """Say what each lane would do with a sweep, without queueing anything. Exit 1 when a lane refuses."""
+    asked = _asked(file, lanes, seeds, weights, keyframe, None)
+    with connect() as client:
+        verdicts = client.preflight(asked.spec(client.upload_keyframe(asked.keyframe) if asked.keyframe else None))
+    if json:
+        printing.as_json(verdicts)
+    else:
+        printing.print_table(("Lane", "Verdict", "Size", "Frames", "Steps", "Why"), map(_verdict_line, verdicts))
+    return FAILED if any(verdict.verdict.value == "refused" for verdict in verdicts) else None
+
+
+# ---- used by `make demo` too
+
+
+def send(client: Client, asked: SweepFile, request_id: str = "") -> Sweep:
+    """Uploads the keyframe, then submits; a lost answer is asked for again under the same request id."""
+    keyframe = client.upload_keyframe(asked.keyframe) if asked.keyframe else None
+    return client.submit_sweep(asked.spec(keyframe), request_id=request_id or str(uuid.uuid4())).sweep
+
+
+def wait_for_end(client: Client, sweep_id: str, cursor: str = "", *, quiet: bool = False) -> None:
+    """Shows the sweep until it has settled. A Ctrl-C says how to come back, and goes on."""
+    with LiveSweep(quiet=quiet) as live:
+        try:
+            waiting.follow(client, sweep_id, cursor, live, waiting.WorkerWatch(client))
+        except KeyboardInterrupt:
+            printing.err().print(
+                f"\nthe sweep goes on; `screentest watch {sweep_id}` shows it, `screentest cancel {sweep_id}` ends it",
+                markup=False,
+            )
+            raise
+
+
+def past_events(client: Client, sweep_id: str, quiet_s: float = QUIET_S) -> Iterator[JobEvent | SweepEvent]:
+    """Every event of a sweep up to now: the stream has no end, so it is now when nothing more comes for a moment."""
+    read: Queue[JobEvent | SweepEvent | ScreentestError] = Queue()
+    messages = client.watch(sweep_id, give_up_after_s=0)
+
+    def pump() -> None:
+        try:
+            for message in messages:
+                if isinstance(message.body, (JobEvent, SweepEvent)):
+                    read.put(message.body)
+        except ScreentestError as error:
+            read.put(error)
+
+    Thread(target=pump, daemon=True).start()
+    while True:
+        try:
+            event = read.get(timeout=quiet_s)
+        except Empty:
+            return
+        if isinstance(event, ScreentestError):
+            raise event
+        yield event
+
+
+def unfinished_cells(jobs: tuple[Job, ...]) -> tuple[str, ...]:
+    """The last job of every cell that ended without completing."""
+    return tuple(row.job_id for row in model_table.rows(jobs) if row.status in {"failed", "refused", "cancelled"})
+
+
+def shown_path(path: Path) -> str:
+    """Relative where that is shorter to read."""
+    try:
+        return str(path.relative_to(Path.cwd()))
+    except ValueError:
+        return os.fspath(path)
+
+
+# ---- lines
+
+
+def _asked(
+    file: Path, lanes: str, seeds: str, weights: str, keyframe: Path | None, skip_impossible: bool | None
+) -> SweepFile:
+    return sweepfile.load(file).with_options(
+        lane_ids=tuple(part.strip() for part in lanes.split(",") if part.strip()),
+        seeds=_seeds(seeds),
+        weights=sweepfile.weights(weights, "--weights") if weights else None,
+        keyframe=keyframe,
+        skip_impossible=skip_impossible,
+    )
+
+
+def _seeds(text: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in text.split(",") if part.strip()]
+    try:
+        return tuple(int(part) for part in parts)
+    except ValueError:
+        raise BadRequest(f"--seeds {text!r}: give whole numbers separated by commas, for example 42,43") from None
+
+
+def _show_submitted(sweep: Sweep, *, as_json: bool) -> None:
+    if as_json:
+        printing.as_json(sweep)
+        return
+    printing.say(f"sweep: {sweep.record.sweep_id} ({sweep.counts.total} jobs)")
+    for skipped in sweep.record.skipped:
+        printing.say(f"{skipped.lane_title}: skipped: {skipped.reason}")
+    for lane in sweep.record.lanes:
+        if lane.preflight:
+            printing.say(f"{lane.lane_title}: {lane.preflight}")
+
+
+def _wait_and_show(client: Client, sweep_id: str, cursor: str, *, as_json: bool, must_complete: bool) -> int | None:
+    wait_for_end(client, sweep_id, cursor, quiet=as_json)
+    _show_sweep(client, sweep_id, as_json=as_json)
+    return FAILED if must_complete and unfinished_cells(client.list_jobs(sweep_id)) else None
+
+
+def _show_sweep(client: Client, sweep_id: str, *, as_json: bool) -> None:
+    sweep, jobs = client.get_sweep(sweep_id), client.list_jobs(sweep_id)
+    if as_json:
+        rows = [{**printing.plain(row), "job_id": row.job_id} for row in model_table.rows(jobs)]
+        printing.as_json({"sweep": sweep, "rows": rows, "jobs": jobs})
+        return
+    printing.print_model_table(model_table.rows(jobs))
+
+
+def _sweep_line(sweep: Sweep) -> tuple[str, ...]:
+    counts = sweep.counts
+    bad = counts.failed + counts.refused + counts.cancelled
+    state = (
+        "over" if sweep.over else "paused" if sweep.record.spec.paused else "running" if counts.running else "queued"
+    )
+    title = sweep.record.spec.title
+    return (sweep.record.sweep_id, title, str(counts.total), str(counts.completed), str(bad), state)
+
+
+def _verdict_line(verdict: LaneVerdict) -> tuple[str, ...]:
+    plan = verdict.plan
+    if plan is None:
+        return (verdict.lane_id, verdict.verdict.value, "", "", "", verdict.detail)
+    size = f"{plan.width_px}x{plan.height_px}"
+    marks = "; ".join(model_table.mark_text(mark) for mark in plan.marks)
+    why = "; ".join(part for part in (verdict.detail, marks) if part)
+    return (verdict.lane_id, verdict.verdict.value, size, str(plan.num_frames), str(plan.steps), why)
+
+
+def _cancel_word(job: Job) -> str:
+    return folding.status(job.state) if job.state.is_terminal else "cancel requested"
+
+
+def _event_line(event: JobEvent | SweepEvent) -> str:
+    at = f"{event.stamp.at:%Y-%m-%d %H:%M:%S}Z"
+    kind = type(event.body).__name__
+    if isinstance(event, SweepEvent):
+        return f"{at}  {kind}  {event.sweep_id}"
+    return f"{at}  {kind}  {event.lane_id}  {event.job_id}  attempt {event.attempt}  {event.state.value}"

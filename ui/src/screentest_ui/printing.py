@@ -1,0 +1,170 @@
+"""How the command line shows things: tables for people, JSON for programs, a live table on a terminal."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.markup import escape
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from screentest import table as model_table
+from screentest.client import Message
+from screentest.records import JobState
+from screentest_ui.watching import WatchedJob, WatchedSweep, seconds
+
+# A sweep of 1,000 jobs must not scroll the terminal away: show what moves, count the rest.
+LIVE_ROWS = 24
+
+STATE_STYLE = {
+    "completed": "green",
+    "failed": "red",
+    "refused": "yellow",
+    "cancelled": "yellow",
+    "running": "cyan",
+    "admitted": "cyan",
+    "ended": "cyan",
+    "queued": "dim",
+}
+
+
+def out() -> Console:
+    """Results, on stdout."""
+    return Console(file=sys.stdout, highlight=False, soft_wrap=not sys.stdout.isatty())
+
+
+def err() -> Console:
+    """What a person should know besides the result, on stderr."""
+    return Console(file=sys.stderr, highlight=False, soft_wrap=True)
+
+
+def say(text: str) -> None:
+    """One plain line on stdout; text of users is never read as markup."""
+    out().print(Text(text))
+
+
+def as_json(value: Any) -> None:
+    """Records as JSON: enums by value, times in ISO 8601, absent as null."""
+    sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")
+
+
+def plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        found = {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return found if "body" not in found else {**found, "kind": type(value.body).__name__}  # type: ignore[attr-defined]
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return value
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """A bordered table on a terminal, tab-separated lines elsewhere."""
+    listed = list(rows)
+    if not sys.stdout.isatty():
+        for line in (columns, *listed):
+            sys.stdout.write("\t".join(_one_line(cell) for cell in line) + "\n")
+        return
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in listed:
+        table.add_row(*(Text(cell, style=STATE_STYLE.get(cell, "")) for cell in row))
+    out().print(table)
+
+
+def print_model_table(rows: Sequence[model_table.Row]) -> None:
+    """The model table, as the report shows it."""
+    say(model_table.plain(rows).rstrip("\n"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+class LiveSweep:
+    """Shows a watched sweep while it goes on: a live table on a terminal, a line per change elsewhere."""
+
+    def __init__(self, *, quiet: bool = False) -> None:
+        self.watched = WatchedSweep()
+        self._quiet = quiet
+        self._console = err() if quiet else out()
+        self._live: Live | None = None
+
+    def __enter__(self) -> LiveSweep:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def show(self, message: Message) -> None:
+        lines = self.watched.apply(message)
+        if self._quiet:
+            return
+        if self._live is not None:
+            self._live.update(_live_table(self.watched), refresh=True)
+            return
+        for line in lines:
+            self._console.print(Text(line))
+
+    def note(self, text: str) -> None:
+        """A line that stays."""
+        if not self._quiet:
+            self._console.print(Text(text))
+
+
+def _live_table(watched: WatchedSweep) -> Group:
+    jobs = sorted(watched.jobs.values(), key=_interest)
+    shown = sorted(jobs[:LIVE_ROWS], key=lambda job: job.spec.ordinal)
+    table = Table.grid(padding=(0, 2))
+    for job in shown:
+        table.add_row(
+            Text(job.name),
+            Text(job.state.value, style=STATE_STYLE[job.state.value]),
+            ProgressBar(total=1.0, completed=job.fraction or 0.0, width=20) if _is_moving(job) else Text(""),
+            Text(_what(job)),
+        )
+    hidden = len(jobs) - len(shown)
+    done = sum(job.state.is_terminal for job in watched.jobs.values())
+    foot = f"{done} of {len(jobs)} jobs terminal" + (f", {hidden} not shown" if hidden else "")
+    return Group(table, Text.from_markup(f"[dim]{escape(foot)}[/dim]"))
+
+
+def _interest(job: WatchedJob) -> tuple[int, int]:
+    """What moves first, then what has ended badly, then what waits, then what is done."""
+    rank = 0 if _is_moving(job) else 2 if not job.state.is_terminal else 3 if job.state is JobState.COMPLETED else 1
+    return rank, job.spec.ordinal
+
+
+def _is_moving(job: WatchedJob) -> bool:
+    return job.state in {JobState.ADMITTED, JobState.RUNNING, JobState.ENDED}
+
+
+def _what(job: WatchedJob) -> str:
+    if job.state.is_terminal:
+        return "" if job.state is JobState.COMPLETED else job.ended_with
+    if job.progress is None or not _is_moving(job):
+        return f"waits: {job.waits_for}" if job.waits_for else ""
+    progress = job.progress
+    parts = [progress.phase.replace("_", " ")]
+    if progress.step is not None and progress.steps:
+        parts.append(f"step {progress.step}/{progress.steps}")
+    if progress.eta_s is not None:
+        parts.append(f"ETA {seconds(progress.eta_s)}")
+    return ", ".join(parts)

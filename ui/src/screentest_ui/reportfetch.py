@@ -1,0 +1,162 @@
+"""Fetches a sweep's report and clips into one folder that plays offline; every file is checked by its sha256."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from screentest import table as model_table
+from screentest.client import ArtifactUrl, Client
+from screentest.errors import Conflict, NotFound, ScreentestError, Unavailable
+from screentest.records import ArtifactKind
+
+FETCH_TIMEOUT_S = 60.0
+PARALLEL = 4
+
+# The reporter draws a contact sheet per clip: half a second each on a small machine.
+FINAL_WITHIN_S = 120.0
+POLL_S = 0.3
+REVISION_TRIES = 5
+
+
+class NotWhatWasListed(Conflict):
+    """The content is not what the report lists: it was replaced by a newer revision, or damaged."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fetched:
+    """``problems``: clips that could not be fetched, as sentences; the rest is there all the same."""
+
+    index: Path
+    files: tuple[str, ...]
+    clips: tuple[str, ...]
+    final: bool
+    problems: tuple[str, ...]
+
+
+def fetch(client: Client, sweep_id: str, out: Path, *, wait_for_final: bool) -> Fetched:
+    """Into ``out/<sweep>/``: index.html, report.md, report.json, sheets/, posters/, clips/.
+
+    ``wait_for_final``: of a sweep that is over, waits for the report that says so. Raises NotFound when there is no
+    report yet, Unavailable when the final one does not come.
+    """
+    folder = out / sweep_id
+    for tried in range(REVISION_TRIES):
+        document = _document(client, sweep_id, wait_for_final=wait_for_final)
+        try:
+            return _fetch_revision(client, sweep_id, folder, document)
+        except (NotWhatWasListed, NotFound):  # a newer revision was published meanwhile
+            if tried + 1 == REVISION_TRIES:
+                raise
+            time.sleep(POLL_S)
+    raise AssertionError("unreachable")
+
+
+def _document(client: Client, sweep_id: str, *, wait_for_final: bool) -> Mapping[str, Any]:
+    over = client.get_sweep(sweep_id).over
+    wanted = _rows(client, sweep_id) if over and wait_for_final else None
+    deadline = time.monotonic() + FINAL_WITHIN_S
+    while True:
+        try:
+            document: dict[str, Any] = json.loads(_get(_report_url(client, sweep_id, "report.json")))
+        except NotFound:
+            document = {}
+            if wanted is None:
+                raise
+        if wanted is None or (document.get("final") and _rows_of(document) == wanted):
+            return document
+        if time.monotonic() > deadline:
+            raise Unavailable(
+                f"the final report of {sweep_id} did not come within {FINAL_WITHIN_S:.0f} s; look at the reporter's "
+                f"log, or fetch what there is with `screentest report {sweep_id} --no-final`"
+            )
+        time.sleep(POLL_S)
+
+
+def _rows(client: Client, sweep_id: str) -> dict[str, str]:
+    """Job id to status of every cell: a report of the time before a retry has other ones."""
+    return {row.job_id: row.status for row in model_table.rows(client.list_jobs(sweep_id))}
+
+
+def _rows_of(document: Mapping[str, Any]) -> dict[str, str]:
+    return {row["job_id"]: row["status"] for row in document["rows"]}
+
+
+def _fetch_revision(client: Client, sweep_id: str, folder: Path, document: Mapping[str, Any]) -> Fetched:
+    files = {entry["name"]: entry["sha256"] for entry in document["files"]}
+    clips = [row["clip"] for row in document["rows"] if row["clip"]]
+
+    def save_file(name: str) -> None:
+        _save(_inside(folder, name), _report_url(client, sweep_id, name), files[name])
+
+    def save_clip(clip: Mapping[str, Any]) -> str | None:
+        """None, or what went wrong: one missing clip must not cost the report."""
+        try:
+            url = client.get_artifact(kind=ArtifactKind.CLIP, job_id=clip["job_id"])
+            _save(_inside(folder, clip["file"]), url, clip["sha256"])
+        except ScreentestError as error:
+            return f"{clip['file']}: {error}"
+        return None
+
+    with ThreadPoolExecutor(PARALLEL) as pool:
+        list(pool.map(save_file, files))
+        problems = list(pool.map(save_clip, clips))
+    _write(_inside(folder, "report.json"), json.dumps(document, indent=1, ensure_ascii=False).encode())
+    return Fetched(
+        index=folder / "index.html",
+        files=(*files, "report.json"),
+        clips=tuple(clip["file"] for clip, problem in zip(clips, problems, strict=True) if problem is None),
+        final=bool(document["final"]),
+        problems=tuple(problem for problem in problems if problem is not None),
+    )
+
+
+def _report_url(client: Client, sweep_id: str, name: str) -> ArtifactUrl:
+    return client.get_artifact(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=name)
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """The file's place; a name that would leave the folder is refused, whoever wrote it."""
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
+        raise Conflict(f"the report lists a file {name!r} outside its folder; it was not fetched")
+    return folder.joinpath(*parts)
+
+
+def _save(path: Path, url: ArtifactUrl, sha256: str) -> None:
+    """A file that is there with the right content is not fetched again."""
+    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
+        return
+    content = _get(url)
+    if hashlib.sha256(content).hexdigest() != sha256:
+        raise NotWhatWasListed(f"{url.artifact.key} is not the content its sha256 names; fetch the report again")
+    _write(path, content)
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.part")
+    temporary.write_bytes(content)
+    temporary.replace(path)
+
+
+def _get(url: ArtifactUrl) -> bytes:
+    """The depot may be away for a moment, or its signed host not resolvable from here: the error says which."""
+    try:
+        with urllib.request.urlopen(url.url, timeout=FETCH_TIMEOUT_S) as response:
+            return bytes(response.read())
+    except urllib.error.HTTPError as error:
+        if error.code == 404:
+            raise NotFound(f"the depot has no object {url.artifact.key}") from error
+        raise Unavailable(f"the depot refuses {url.artifact.key}: HTTP {error.code}") from error
+    except (urllib.error.URLError, TimeoutError, OSError) as error:
+        host = url.url.split("/")[2]
+        raise Unavailable(f"the depot at {host} does not answer ({error}); start it with `screentest up`") from error

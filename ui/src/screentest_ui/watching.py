@@ -1,0 +1,160 @@
+"""What a watcher of a sweep knows, message by message: pure state, and the plain lines it is worth printing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from screentest.client import Message
+from screentest.records import (
+    Admitted,
+    AttemptEnded,
+    Cancelled,
+    CancelRequested,
+    Completed,
+    Failed,
+    Heartbeat,
+    JobEvent,
+    JobSpec,
+    JobState,
+    Progress,
+    Refused,
+    RetryRequested,
+    Started,
+    Submitted,
+    SweepEvent,
+    SweepSettled,
+    SweepSubmitted,
+    Waiting,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchedJob:
+    """One job as it looks now; ``name`` tells it from the other cells of its sweep."""
+
+    spec: JobSpec
+    name: str
+    state: JobState = JobState.QUEUED
+    attempt: int = 0
+    progress: Progress | None = None
+    waits_for: str = ""
+    ended_with: str = ""
+
+    @property
+    def fraction(self) -> float | None:
+        """Of the denoising steps, 0 to 1; None before the first."""
+        progress = self.progress
+        if progress is None or not progress.steps or progress.step is None:
+            return None
+        return min(1.0, progress.step / progress.steps)
+
+
+class WatchedSweep:
+    """All jobs of one sweep in the order they were planned. Feed it every message; it returns the lines to print."""
+
+    def __init__(self) -> None:
+        self.jobs: dict[str, WatchedJob] = {}
+        self.settled: SweepSettled | None = None
+        self._cells: set[tuple[int, int]] = set()
+
+    def apply(self, message: Message) -> tuple[str, ...]:
+        match message.body:
+            case JobEvent() as event:
+                return self._job_event(event)
+            case SweepEvent() as event:
+                return self._sweep_event(event)
+            case Progress() as progress:
+                return self._progress(progress)
+            case Waiting() as waiting:
+                return self._waiting(waiting)
+            case Heartbeat():
+                return ()
+
+    def _job_event(self, event: JobEvent) -> tuple[str, ...]:
+        if isinstance(event.body, Submitted):
+            self._add(event.body.spec)
+            return ()
+        job = self.jobs.get(event.job_id)
+        if job is None:  # its Submitted came before our cursor
+            return ()
+        job = replace(job, state=event.state, attempt=event.attempt, waits_for="")
+        line = ""
+        match event.body:
+            case Admitted():
+                job = replace(job, progress=None)
+                line = f"attempt {event.attempt} admitted" if event.attempt > 1 else ""
+            case Started(warm=warm):
+                line = f"attempt {event.attempt} started" + (" on a warm runner" if warm else "")
+            case CancelRequested():
+                line = "cancel requested"
+            case AttemptEnded(outcome=outcome):
+                failure = outcome.failure_class
+                line = f"attempt {event.attempt}: {failure.value}: {outcome.cause}" if failure else ""
+            case Completed():
+                line = "completed"
+            case Failed(failure_class=failure_class, cause=cause, fix=fix):
+                line = f"failed: {failure_class.value}: {cause}" + (f" Fix: {fix}" if fix else "")
+            case Refused(reason=reason, fix=fix):
+                line = f"refused: {reason}" + (f" Fix: {fix}" if fix else "")
+            case Cancelled(by=by):
+                line = f"cancelled by {by}"
+        if event.state.is_terminal:
+            job = replace(job, ended_with=line)
+        self.jobs[event.job_id] = job
+        return (f"{job.name}: {line}",) if line else ()
+
+    def _sweep_event(self, event: SweepEvent) -> tuple[str, ...]:
+        match event.body:
+            case SweepSubmitted(record=record):
+                return tuple(f"{lane.lane_title}: skipped: {lane.reason}" for lane in record.skipped)
+            case RetryRequested(spec=spec, by=by):
+                self.settled = None
+                self._add(spec)
+                return (f"{self.jobs[spec.job_id].name}: retried by {by}",)
+            case SweepSettled() as settled:
+                if settled.jobs >= len(self.jobs):  # else it is of a time before a retry
+                    self.settled = settled
+                return ()
+        return ()
+
+    def _progress(self, progress: Progress) -> tuple[str, ...]:
+        job = self.jobs.get(progress.job_id)
+        if job is None or job.state.is_terminal:
+            return ()
+        before = job.progress
+        self.jobs[progress.job_id] = replace(job, progress=progress)
+        if before is not None and before.phase == progress.phase:
+            return ()
+        steps = f" ({progress.steps} steps)" if progress.steps else ""
+        return (f"{job.name}: {progress.phase.replace('_', ' ')}{steps}",)
+
+    def _waiting(self, waiting: Waiting) -> tuple[str, ...]:
+        job = self.jobs.get(waiting.job_id)
+        if job is None or job.waits_for == waiting.waits_for:
+            return ()
+        self.jobs[waiting.job_id] = replace(job, waits_for=waiting.waits_for)
+        return (f"{job.name}: waits: {waiting.waits_for}",) if waiting.waits_for else ()
+
+    def _add(self, spec: JobSpec) -> None:
+        if spec.job_id in self.jobs:
+            return
+        self._cells.add((spec.prompt_index, spec.seed))
+        self.jobs[spec.job_id] = WatchedJob(spec=spec, name=spec.lane_title)
+        if len(self._cells) > 1:
+            self.jobs = {job_id: replace(job, name=_cell_name(job.spec)) for job_id, job in self.jobs.items()}
+
+
+def _cell_name(spec: JobSpec) -> str:
+    return f"{spec.lane_title} (prompt {spec.prompt_index + 1}, seed {spec.seed})"
+
+
+def seconds(value: float | None) -> str:
+    """``7 s``, ``3 min 20 s``, ``1 h 5 min``; empty when unknown."""
+    if value is None:
+        return ""
+    whole = max(0, round(value))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
