@@ -13,7 +13,7 @@ from streamlit.testing.v1 import AppTest
 import screentest_ui
 from screentest.errors import Unavailable
 from screentest.records import JobState, SkippedLane, Task
-from screentest_ui import ports
+from screentest_ui import panel_link, ports
 from tests.integration.panel_scheduler import (
     HOSTILE,
     World,
@@ -96,7 +96,8 @@ def test_every_page_says_how_to_start_a_scheduler_that_is_away(page: str, monkey
     assert "screentest up" in words(app)
 
 
-def test_a_page_comes_back_with_its_scheduler(world: World) -> None:
+def test_a_page_comes_back_with_its_scheduler(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(panel_link, "PROBE_KEPT_S", 0.0)
     world.error = Unavailable("the scheduler stops")
     app = opened("queue")
     assert "the scheduler stops" in words(app)
@@ -105,10 +106,11 @@ def test_a_page_comes_back_with_its_scheduler(world: World) -> None:
     assert "No job runs" in words(app)
 
 
-def test_a_half_written_form_outlives_a_scheduler_restart(world: World) -> None:
+def test_a_half_written_form_outlives_a_scheduler_restart(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     app = opened("submit")
     app.text_input(key="title").input("Night tram")
     app.checkbox(key="lane-stub").check().run()
+    monkeypatch.setattr(panel_link, "PROBE_KEPT_S", 0.0)
     world.error = Unavailable("the scheduler stops")
     app.run()
     world.error = None

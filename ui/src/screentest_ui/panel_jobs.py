@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import streamlit as st
 
-from screentest.client import Client
 from screentest.records import Job, Sweep
 from screentest_ui import panel_link
-from screentest_ui.panel_queue import JobCard, trail
+from screentest_ui.panel_queue import AT_WORK, JobCard, trail
 from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, plain
 
-MOST_OPEN_SWEEPS = 20
+SWEEPS_KEPT_S = 3.0
+# A job's view is folded from its events at every call: a sweep of 1,000 jobs is listed every 11 s, one of ten
+# each second.
+JOBS_KEPT_S = 1.0
+JOBS_KEPT_S_EACH = 0.01
 _TRAIL = {"done": ":gray[{}]", "now": "**{}**", "ahead": ":gray[{}]"}
 
 
-def open_jobs(client: Client) -> list[Job]:
-    """The jobs of the sweeps that are not over, the newest sweeps first."""
-    return [job for sweep in open_sweeps(client) for job in jobs_of(client, sweep)]
+def open_jobs() -> list[Job]:
+    """The jobs of the sweeps that are not over; those at work as they stand now."""
+    sweeps = panel_link.kept("sweeps", SWEEPS_KEPT_S, lambda: panel_link.scheduler().list_sweeps())
+    jobs = [job for sweep in sweeps if not sweep.over for job in jobs_of(sweep)]
+    return [now(job) for job in jobs]
 
 
-def open_sweeps(client: Client) -> list[Sweep]:
-    return [sweep for sweep in client.list_sweeps() if not sweep.over][:MOST_OPEN_SWEEPS]
+def jobs_of(sweep: Sweep, *, anew: bool = False) -> tuple[Job, ...]:
+    """The sweep's jobs, at most a few seconds old; ``anew`` asks in any case."""
+    sweep_id = sweep.record.sweep_id
+    kept_s = 0.0 if anew else JOBS_KEPT_S + JOBS_KEPT_S_EACH * sweep.counts.total
+    return panel_link.kept(f"jobs_{sweep_id}", kept_s, lambda: panel_link.scheduler().list_jobs(sweep_id))
 
 
-def jobs_of(client: Client, sweep: Sweep) -> list[Job]:
-    return list(client.list_jobs(sweep.record.sweep_id))
+def now(job: Job) -> Job:
+    """A job at work as it stands now, with its progress; any other as it was listed."""
+    return panel_link.scheduler().get_job(job.spec.job_id) if job.state in AT_WORK else job
 
 
 def show_job(card: JobCard) -> None:

@@ -2,47 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar, cast
 
 import streamlit as st
-from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from screentest.client import Client
 from screentest.errors import BadRequest, ScreentestError, Unauthenticated, Unavailable
 from screentest.kit.config import read_secret
+from screentest_ui.home import client_environment, default_home
 from screentest_ui.panel_text import plain
 
 PROBE_EVERY_S = 3.0
+PROBE_KEPT_S = 2.0  # a click on a page does not wait for another probe
 _REACHABLE = "scheduler_reachable"
 
+T = TypeVar("T")
 
-class PanelSettings(BaseSettings):
-    """Where the scheduler listens, and the file that holds the bearer token."""
 
-    model_config = SettingsConfigDict(env_prefix="SCREENTEST_", frozen=True, extra="ignore")
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where the scheduler listens, and the file with the bearer token for it."""
 
-    grpc_address: str = "127.0.0.1:50051"
-    grpc_token_file: Path | None = None
+    address: str
+    token_file: Path | None
+
+
+def place() -> Place:
+    """From the environment, or from what `screentest up` wrote; read at each call: a stack may be started anew."""
+    settings = client_environment(default_home())
+    token_file = settings.get("SCREENTEST_GRPC_TOKEN_FILE")
+    return Place(
+        address=settings.get("SCREENTEST_GRPC_ADDRESS", "127.0.0.1:50051"),
+        token_file=Path(token_file) if token_file else None,
+    )
 
 
 def scheduler() -> Client:
     """The client all sessions share. Unavailable at once while the banner finds the scheduler away."""
     if not st.session_state.get(_REACHABLE, True):
-        raise Unavailable(f"no scheduler answers at {PanelSettings().grpc_address}; start it with `screentest up`")
+        raise Unavailable(f"no scheduler answers at {place().address}; start it with `screentest up`")
     return _connected()
 
 
 def _connected() -> Client:
     """A new token or address (another `screentest up`) makes a new client."""
-    settings = PanelSettings()
-    return _client(settings.grpc_address, read_secret(settings.grpc_token_file).get_secret_value())
+    here = place()
+    return _client(here.address, read_secret(here.token_file).get_secret_value())
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
 def _client(address: str, token: str) -> Client:
     return Client.connect(address, token=token)
+
+
+def kept(key: str, for_s: float, ask: Callable[[], T]) -> T:
+    """What ``ask`` answered at most ``for_s`` ago in this session: fragments refresh faster than lists change."""
+    asked_at, answer = st.session_state.get(key, (-math.inf, None))
+    if time.monotonic() - asked_at >= for_s:
+        answer = ask()
+        st.session_state[key] = (time.monotonic(), answer)
+    return cast("T", answer)
 
 
 @contextmanager
@@ -68,7 +93,7 @@ def _sentences(error: BadRequest) -> list[str]:
 @st.fragment(run_every=PROBE_EVERY_S)
 def banner() -> None:
     """Says that the scheduler is away, and brings the page back by itself when it returns."""
-    trouble = _trouble()
+    trouble = kept("scheduler_trouble", PROBE_KEPT_S, _trouble)
     was_reachable = st.session_state.get(_REACHABLE)
     st.session_state[_REACHABLE] = trouble is None
     if trouble:
@@ -79,7 +104,7 @@ def banner() -> None:
 
 def _trouble() -> str | None:
     """What keeps the panel from the scheduler, in Markdown; None = it answers."""
-    address = plain(PanelSettings().grpc_address)
+    address = plain(place().address)
     try:
         _connected().list_lanes()
     except Unauthenticated:

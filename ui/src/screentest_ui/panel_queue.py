@@ -19,7 +19,7 @@ _PHASE_WORDS = {
     "encoding": "writing the MP4",
     "uploading": "uploading the clip",
 }
-_AT_WORK = (JobState.RUNNING, JobState.ENDED)
+AT_WORK = (JobState.RUNNING, JobState.ENDED)
 _AHEAD = (JobState.QUEUED, JobState.ADMITTED)
 
 
@@ -72,7 +72,7 @@ class DeviceCard:
 
 def at_work(jobs: Iterable[Job]) -> tuple[JobCard, ...]:
     """The jobs that hold a device, encode or upload, in the order they started."""
-    working = [job for job in jobs if job.state in _AT_WORK]
+    working = [job for job in jobs if job.state in AT_WORK]
     return tuple(job_card(job) for job in sorted(working, key=_started_at))
 
 

@@ -66,8 +66,7 @@ def show_devices(devices: Sequence[DeviceView], jobs: Sequence[Job], lane_titles
 @st.fragment(run_every=EVERY_S)
 def live() -> None:
     with panel_link.errors_shown():
-        client = panel_link.scheduler()
-        devices, jobs = client.list_gpus(), open_jobs(client)
+        devices, jobs = panel_link.scheduler().list_gpus(), open_jobs()
         titles = {job.spec.lane_id: job.spec.lane_title for job in jobs}
         show_devices(devices, jobs, titles)
         working = at_work(jobs)

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import streamlit as st
 
 from screentest.errors import NotFound
-from screentest.records import Job, JobState, Sweep
+from screentest.records import Job, Sweep
 from screentest_ui import panel_link
 from screentest_ui.panel_artifacts import links
 from screentest_ui.panel_clips import log_of, show_clips
-from screentest_ui.panel_jobs import show_job
+from screentest_ui.panel_jobs import jobs_of, now, show_job
 from screentest_ui.panel_queue import at_work, reasons, waiting
 from screentest_ui.panel_sweep import (
     EndingCard,
@@ -37,7 +37,7 @@ from screentest_ui.panel_text import (
 
 LIST_EVERY_S = 3.0
 DETAIL_EVERY_S = 1.0
-JOBS_KEPT_S = 5.0  # an event changes the sweep's cursor and refreshes the jobs at once; a waiting reason does not
+REDRAW_EACH_S = 0.01  # a sweep of 1,000 jobs is drawn again at most every 10 s
 PAGE = 20
 MOST_ENDINGS = 30
 
@@ -93,22 +93,12 @@ def show_sweep(sweep_id: str) -> None:
         except NotFound:
             st.query_params.clear()
             raise
-        jobs = jobs_of(sweep)
-        st.session_state["sweep_seen"] = what_stands(sweep)
+        jobs = jobs_of(sweep, anew=True)
+        st.session_state["sweep_drawn"] = (what_stands(sweep), time.monotonic())
         show_header(sweep)
         st.fragment(show_progress, run_every=None if sweep.over and sweep.settled else DETAIL_EVERY_S)(sweep_id)
         show_actions(sweep, jobs)
         show_results(sweep, jobs)
-
-
-def jobs_of(sweep: Sweep) -> tuple[Job, ...]:
-    """The sweep's jobs; asked again when an event has happened, or after a few seconds for the waiting reasons."""
-    key = (sweep.record.sweep_id, sweep.cursor)
-    known_key, asked_at, jobs = st.session_state.get("sweep_jobs", (None, 0.0, ()))
-    if known_key != key or time.monotonic() - asked_at > JOBS_KEPT_S:
-        jobs = panel_link.scheduler().list_jobs(sweep.record.sweep_id)
-        st.session_state["sweep_jobs"] = (key, time.monotonic(), jobs)
-    return tuple(jobs)
 
 
 def what_stands(sweep: Sweep) -> tuple[str, int, bool]:
@@ -116,6 +106,12 @@ def what_stands(sweep: Sweep) -> tuple[str, int, bool]:
     counts = sweep.counts
     ended = counts.completed + counts.failed + counts.refused + counts.cancelled
     return sweep.record.sweep_id, ended, sweep.settled is not None
+
+
+def is_stale(sweep: Sweep) -> bool:
+    seen, drawn_at = st.session_state.get("sweep_drawn", (None, 0.0))
+    pause_s = REDRAW_EACH_S * sweep.counts.total
+    return bool(what_stands(sweep) != seen and time.monotonic() - drawn_at > pause_s)
 
 
 def show_header(sweep: Sweep) -> None:
@@ -136,14 +132,12 @@ def show_header(sweep: Sweep) -> None:
 def show_progress(sweep_id: str) -> None:
     """The live part: counts, the jobs at work, and the model table as it fills."""
     with panel_link.errors_shown():
-        client = panel_link.scheduler()
-        sweep = client.get_sweep(sweep_id)
-        if what_stands(sweep) != st.session_state.get("sweep_seen"):
+        sweep = panel_link.scheduler().get_sweep(sweep_id)
+        if is_stale(sweep):
             st.rerun(scope="app")
         jobs = jobs_of(sweep)
         st.progress(progress_of(sweep), text=plain(tally(sweep)))
-        running = [client.get_job(job.spec.job_id) for job in jobs if job.state is JobState.RUNNING]
-        for card in at_work(running):
+        for card in at_work([now(job) for job in jobs]):
             show_job(card)
         for reason, count in reasons(waiting(jobs)):
             st.caption(f":material/hourglass: {counted(count, 'job')}: {plain(reason)}")
