@@ -94,7 +94,7 @@ class Conductor:
         start = self._ledger.sequence + 1
         filters = subjects.EVENTS_SUBJECTS
         async for stored in self._bus.read(subjects.EVENTS_STREAM, filters, start_sequence=start, follow=True):
-            self._ledger.apply(stored)
+            self._journal.take(stored)
             self.wake()
 
     async def run(self) -> None:

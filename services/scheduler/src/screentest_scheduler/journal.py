@@ -11,7 +11,7 @@ import structlog
 from screentest import folding, subjects, wire
 from screentest.errors import AlreadyExists, ScreentestError, Unavailable
 from screentest.kit import clock
-from screentest.kit.bus import Append, Bus, WrongLastSequence
+from screentest.kit.bus import Append, Bus, Stored, WrongLastSequence
 from screentest.records import (
     ControlEvent,
     Drained,
@@ -169,7 +169,7 @@ class Journal:
         """Everything there is into the ledger."""
         started_ns = clock.boottime_ns()
         async for stored in self._bus.read(subjects.EVENTS_STREAM, subjects.EVENTS_SUBJECTS):
-            self._ledger.apply(stored)
+            self.take(stored)
         log.info(
             "events_replayed",
             sequence=self._ledger.sequence,
@@ -177,6 +177,13 @@ class Journal:
             jobs=len(self._ledger.jobs),
             seconds=_seconds_since(started_ns),
         )
+
+    def take(self, stored: Stored) -> None:
+        """One message of the stream into the ledger. One that cannot be read must not stop all the others."""
+        try:
+            self._ledger.apply(stored)
+        except ScreentestError as error:
+            log.error("event_unreadable", subject=stored.subject, sequence=stored.sequence, error=str(error))
 
     async def views(self, entries: Sequence[Entry]) -> list[Job]:
         """The full fold of some jobs, read from the stream: the ledger keeps only what deciding needs."""
