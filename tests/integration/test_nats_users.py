@@ -15,7 +15,7 @@ from screentest.kit import bus as bus_module
 from screentest.kit.bus import Append, Bus
 from screentest.kit.clock import new_event_id
 from screentest.kit.config import read_secret
-from screentest_ui import ports, secrets, servers
+from screentest_ui import credentials, ports, servers
 from tests.conftest import RunningServer
 
 LANES = ("stub", "other-lane")
@@ -24,13 +24,13 @@ REFUSED_AFTER_S = 1.0
 
 
 @pytest.fixture
-def kept(tmp_path: Path) -> secrets.Secrets:
-    return secrets.Secrets(tmp_path / "secrets")
+def kept(tmp_path: Path) -> credentials.Secrets:
+    return credentials.Secrets(tmp_path / "secrets")
 
 
 @pytest.fixture
-def broker(tmp_path: Path, kept: secrets.Secrets) -> Iterator[RunningServer]:
-    text = kept.authorization(secrets.nats_users(HOST, LANES))
+def broker(tmp_path: Path, kept: credentials.Secrets) -> Iterator[RunningServer]:
+    text = kept.authorization(credentials.nats_users(HOST, LANES))
     server = RunningServer(servers.configure_nats(tmp_path / "nats", ports.choose(1)[0], authorization=text))
     server.start()
     yield server
@@ -38,7 +38,7 @@ def broker(tmp_path: Path, kept: secrets.Secrets) -> Iterator[RunningServer]:
 
 
 @pytest.fixture
-def as_user(broker: RunningServer, kept: secrets.Secrets, monkeypatch: pytest.MonkeyPatch):
+def as_user(broker: RunningServer, kept: credentials.Secrets, monkeypatch: pytest.MonkeyPatch):
     """Connects as one of the users. A refused permission shows as a time-out: make it short."""
     monkeypatch.setattr(bus_module, "JETSTREAM_TIMEOUT_S", REFUSED_AFTER_S)
 
@@ -174,13 +174,13 @@ async def test_nobody_enters_without_a_password(broker: RunningServer) -> None:
         await Bus.connect(broker.url, name="x", user="scheduler", timeout_s=1)
 
 
-def test_secrets_are_private_and_stay(tmp_path: Path, kept: secrets.Secrets) -> None:
+def test_secrets_are_private_and_stay(tmp_path: Path, kept: credentials.Secrets) -> None:
     first = kept.grpc_token_file().read_text()
     assert stat.S_IMODE(kept.grpc_token_file().stat().st_mode) == 0o600
-    assert secrets.Secrets(tmp_path / "secrets").grpc_token_file().read_text() == first
+    assert credentials.Secrets(tmp_path / "secrets").grpc_token_file().read_text() == first
 
 
-def test_secret_that_others_can_read_is_refused(kept: secrets.Secrets) -> None:
+def test_secret_that_others_can_read_is_refused(kept: credentials.Secrets) -> None:
     kept.grpc_token_file().chmod(0o644)
     with pytest.raises(BadRequest, match="chmod 600"):
         kept.grpc_token_file()

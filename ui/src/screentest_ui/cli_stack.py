@@ -9,8 +9,7 @@ from typing import Annotated
 import typer
 
 from screentest.lanes import load_lanes
-from screentest_ui import printing, services, stack
-from screentest_ui import secrets as stack_secrets
+from screentest_ui import credentials, printing, services, stack
 from screentest_ui.home import default_home
 
 
@@ -50,7 +49,7 @@ def secrets() -> None:
     """Make the secrets of this home that are missing, and name where they are."""
     home, place = default_home(), services.installation(os.environ)
     kept = home.secrets
-    users = stack_secrets.nats_users(services.HOST, tuple(load_lanes(place.lanes_dir)))
+    users = credentials.nats_users(services.HOST, tuple(load_lanes(place.lanes_dir)))
     kept.authorization(users)
     kept.depot_keys(services.BUCKET)
     kept.grpc_token_file()

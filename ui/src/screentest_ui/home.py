@@ -12,7 +12,7 @@ from pathlib import Path
 
 from screentest.errors import BadRequest, NotPossibleNow
 from screentest.records import Process
-from screentest_ui.secrets import Secrets
+from screentest_ui.credentials import Secrets
 from screentest_ui.servers import write_private
 
 

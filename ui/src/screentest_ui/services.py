@@ -9,7 +9,7 @@ from pathlib import Path
 
 from screentest.errors import BadRequest
 from screentest.lanes import Lane, load_lanes
-from screentest_ui import secrets, servers
+from screentest_ui import credentials, servers
 from screentest_ui.home import Home
 from screentest_ui.ports import LOOPBACK
 from screentest_ui.programs import MARKER, Program
@@ -82,7 +82,7 @@ def choose_lanes(place: Installation, asked: Sequence[str], *, with_stub: bool) 
 
 def server_programs(home: Home, ports: Mapping[str, int], place: Installation) -> tuple[servers.Server, servers.Server]:
     """NATS and the depot, with their configuration written. Every lane has its user, also those not started now."""
-    users = secrets.nats_users(HOST, tuple(load_lanes(place.lanes_dir)))
+    users = credentials.nats_users(HOST, tuple(load_lanes(place.lanes_dir)))
     nats = servers.configure_nats(
         home.path / "nats",
         ports["nats"],
@@ -144,7 +144,7 @@ class _Builder:
             "SCREENTEST_LANES_DIR": str(self._place.lanes_dir),
             "SCREENTEST_DEVICES": self._wanted.device,
         }
-        return self._service("scheduler", "screentest_scheduler.main", env)
+        return self._service("scheduler", env)
 
     def telemetry(self) -> Program:
         env = {
@@ -155,7 +155,7 @@ class _Builder:
             # Plain processes of one host: there is one pid namespace, so an empty list of processes is complete.
             "SCREENTEST_WORKERS_SHARE_PID_NAMESPACE": "true",
         }
-        return self._service("telemetry", "screentest_telemetry.main", env)
+        return self._service("telemetry", env)
 
     def reporter(self) -> Program:
         env = {
@@ -163,12 +163,12 @@ class _Builder:
             **self._depot("reporter"),
             "SCREENTEST_STATE_DIR": str(self._home.path / "reporter"),
         }
-        return self._service("reporter", "screentest_reporter.main", env)
+        return self._service("reporter", env)
 
     def worker(self, lane: Lane) -> Program:
         state_dir = self._home.path / "workers" / lane.id
         env = {
-            **self._bus(secrets.worker_user(lane.id)),
+            **self._bus(credentials.worker_user(lane.id)),
             "SCREENTEST_LANE_FILE": str(self._place.lanes_dir / f"{lane.id}.toml"),
             "SCREENTEST_DEVICE": self._wanted.device,
             "SCREENTEST_LOCK_DIR": str(self._lock_dir),
@@ -177,7 +177,7 @@ class _Builder:
             "SCREENTEST_MODELS_DIR": str(self._wanted.weights_dir),
             "SCREENTEST_CACHE_DIR": str(self._home.path / "cache"),
         }
-        return self._service(worker_name(lane.id), "screentest_worker.main", env)
+        return self._service(worker_name(lane.id), env, command="screentest-worker")
 
     def panel(self) -> Program:
         page = Path(__file__).with_name("panel.py")
@@ -204,10 +204,10 @@ class _Builder:
             cwd=page.parent,
         )
 
-    def _service(self, name: str, module: str, env: Mapping[str, str]) -> Program:
+    def _service(self, name: str, env: Mapping[str, str], *, command: str = "") -> Program:
         return Program(
             name=name,
-            argv=(sys.executable, "-m", module),
+            argv=(servers.binary(command or f"screentest-{name}"),),
             log_path=self._home.log_file(name),
             env={"SCREENTEST_HOST": HOST, "SCREENTEST_LOG_FORMAT": "json", **env},
             cwd=self._home.path,

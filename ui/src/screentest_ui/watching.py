@@ -55,7 +55,9 @@ class WatchedSweep:
     def __init__(self) -> None:
         self.jobs: dict[str, WatchedJob] = {}
         self.settled: SweepSettled | None = None
-        self._cells: set[tuple[int, int]] = set()
+        self._early: dict[str, str] = {}
+        self._prompts: set[int] = set()
+        self._seeds: set[int] = set()
 
     def apply(self, message: Message) -> tuple[str, ...]:
         match message.body:
@@ -73,7 +75,8 @@ class WatchedSweep:
     def _job_event(self, event: JobEvent) -> tuple[str, ...]:
         if isinstance(event.body, Submitted):
             self._add(event.body.spec)
-            return ()
+            early = self._early.pop(event.job_id, "")
+            return self._waiting(Waiting(job_id=event.job_id, waits_for=early)) if early else ()
         job = self.jobs.get(event.job_id)
         if job is None:  # its Submitted came before our cursor
             return ()
@@ -130,7 +133,10 @@ class WatchedSweep:
 
     def _waiting(self, waiting: Waiting) -> tuple[str, ...]:
         job = self.jobs.get(waiting.job_id)
-        if job is None or job.waits_for == waiting.waits_for:
+        if job is None:  # said before its Submitted was read
+            self._early[waiting.job_id] = waiting.waits_for
+            return ()
+        if job.waits_for == waiting.waits_for:
             return ()
         self.jobs[waiting.job_id] = replace(job, waits_for=waiting.waits_for)
         return (f"{job.name}: waits: {waiting.waits_for}",) if waiting.waits_for else ()
@@ -138,14 +144,24 @@ class WatchedSweep:
     def _add(self, spec: JobSpec) -> None:
         if spec.job_id in self.jobs:
             return
-        self._cells.add((spec.prompt_index, spec.seed))
-        self.jobs[spec.job_id] = WatchedJob(spec=spec, name=spec.lane_title)
-        if len(self._cells) > 1:
-            self.jobs = {job_id: replace(job, name=_cell_name(job.spec)) for job_id, job in self.jobs.items()}
+        several = self._several
+        self._prompts.add(spec.prompt_index)
+        self._seeds.add(spec.seed)
+        self.jobs[spec.job_id] = WatchedJob(spec=spec, name=self._cell_name(spec))
+        if self._several != several:
+            self.jobs = {job_id: replace(job, name=self._cell_name(job.spec)) for job_id, job in self.jobs.items()}
 
+    @property
+    def _several(self) -> tuple[bool, bool]:
+        """Whether there are several prompts, and several seeds."""
+        return len(self._prompts) > 1, len(self._seeds) > 1
 
-def _cell_name(spec: JobSpec) -> str:
-    return f"{spec.lane_title} (prompt {spec.prompt_index + 1}, seed {spec.seed})"
+    def _cell_name(self, spec: JobSpec) -> str:
+        """The lane, and by prompt and seed only what tells it from other cells; as in the model table."""
+        prompts, seeds = self._several
+        parts = [f"prompt {spec.prompt_index + 1}"] if prompts else []
+        parts += [f"seed {spec.seed}"] if seeds else []
+        return f"{spec.lane_title} ({', '.join(parts)})" if parts else spec.lane_title
 
 
 def seconds(value: float | None) -> str:
