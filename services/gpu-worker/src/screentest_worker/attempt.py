@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import time
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from pathlib import Path
 
 import structlog
@@ -46,7 +45,7 @@ from screentest_runner.protocol import (
     StepDone,
 )
 from screentest_worker import facts, manifest, outcome, preflight, processes
-from screentest_worker.ledger import Ledger
+from screentest_worker.ledger import Ledger, StopReason
 from screentest_worker.manifest import Circumstances
 from screentest_worker.outcome import Limit
 from screentest_worker.phases import PhaseLog, ProgressFeed
@@ -62,13 +61,6 @@ PROOF_PAUSE_S = 0.1
 LONGEST_PROOF_PAUSE_S = 1.0
 OPEN_WITHIN_S = 60.0  # a prepared runner may still import torch when it is told to open
 LOG_BYTES = 1 << 20
-
-
-class StopReason(StrEnum):
-    """Why an attempt must end before its time."""
-
-    CANCELLED = "cancelled"  # a person asked
-    ABANDONED = "abandoned"  # somebody else has ended it in the job's history
 
 
 class InHand:

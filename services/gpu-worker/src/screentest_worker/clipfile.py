@@ -74,9 +74,13 @@ def probe(path: Path, expected_frames: int) -> Probe:
 
 
 def _read(container: Any, stream: Any, expected_frames: int) -> Probe:
+    # By default the decoder paints over damage and says nothing: 44 of 60 files with one wrong byte passed that way.
+    stream.codec_context.options = {"err_detect": "crccheck+bitstream+buffer+explode"}
     look = Look(expected_frames)
     frames, end_s = 0, 0.0
     for frame in container.decode(stream):
+        if frame.is_corrupt:
+            return Probe(error=f"frame {frames + 1} is damaged")
         look.at(frame, frames)
         frames += 1
         if frame.pts is not None and frame.time_base is not None:

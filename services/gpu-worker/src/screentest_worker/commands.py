@@ -21,8 +21,8 @@ from screentest.records import (
 )
 from screentest_runner import protocol
 from screentest_worker import facts, preflight
-from screentest_worker.attempt import StopReason
 from screentest_worker.consume import Consumer
+from screentest_worker.ledger import StopReason
 from screentest_worker.runner import RunnerSlot
 from screentest_worker.telemetry import Telemetry
 

@@ -21,10 +21,10 @@ from screentest.records import (
     Outcome,
     Started,
 )
-from screentest_worker import outcome, processes, spool
-from screentest_worker.attempt import Dropped, InHand, StopReason, Turns
+from screentest_worker import outcome, spool
+from screentest_worker.attempt import Dropped, InHand, Turns
 from screentest_worker.finish import Finisher
-from screentest_worker.ledger import LastEvent, Ledger
+from screentest_worker.ledger import LastEvent, Ledger, stop_reason
 from screentest_worker.phases import ProgressFeed
 from screentest_worker.runner import RunnerSlot
 from screentest_worker.spool import Spool
@@ -69,13 +69,6 @@ def decide(last: JobEvent | None, attempt: int, *, in_hand: bool, spooled: bool)
             return Action.START
 
 
-def stop_reason(last: JobEvent | None, attempt: int) -> StopReason | None:
-    """Whether an attempt that has started must stop, as its history stands."""
-    if last is None or last.state.is_terminal or last.attempt != attempt or isinstance(last.body, AttemptEnded):
-        return StopReason.ABANDONED
-    return StopReason.CANCELLED if isinstance(last.body, CancelRequested) else None
-
-
 class Consumer:
     """Holds the attempts of one lane: at most one on the device, others behind it encoding or uploading."""
 
@@ -86,7 +79,6 @@ class Consumer:
         host: str,
         device: str,
         lane_id: str,
-        tag: str,
         idle_s: float,
         renew_s: float,
         ledger: Ledger,
@@ -100,7 +92,6 @@ class Consumer:
         self._host = host
         self._device = device
         self._lane_id = lane_id
-        self._tag = tag
         self._idle_s = idle_s
         self._renew_s = renew_s
         self._ledger = ledger
@@ -146,7 +137,7 @@ class Consumer:
                 if delivery is None:
                     await self._retire_when_idle()
                 else:
-                    await self._take(delivery, group)
+                    await self._take_safely(delivery, group)
 
     def stop_pulling(self) -> None:
         """Nothing new is begun from now on."""
@@ -174,6 +165,13 @@ class Consumer:
                     hand.request_stop(reason)
 
     # ---- one delivery
+
+    async def _take_safely(self, delivery: Delivery, group: asyncio.TaskGroup) -> None:
+        try:
+            await self._take(delivery, group)
+        except Exception as error:  # a defect of ours must not end the lane: the delivery comes again
+            log.exception("delivery_failed", subject=delivery.subject, error=str(error))
+            await asyncio.sleep(AWAY_PAUSE_S)
 
     async def _take(self, delivery: Delivery, group: asyncio.TaskGroup) -> None:
         try:
@@ -267,9 +265,8 @@ class Consumer:
         delivery: Delivery | None,
         group: asyncio.TaskGroup,
     ) -> None:
-        """The end of an attempt whose worker died, after what that worker may have left running."""
-        killed = processes.kill_leftovers(self._tag) if self._slot.current is None else 0
-        log.warning("attempt_lost", job=dispatch.spec.job_id, attempt=dispatch.attempt, killed=killed)
+        """The end of an attempt whose worker died. What that worker left running was killed when this one started."""
+        log.warning("attempt_lost", job=dispatch.spec.job_id, attempt=dispatch.attempt, cause=ending.cause)
         self._deliver(spool.Ended(dispatch=dispatch, outcome=ending, expected_sequence=sequence), delivery, group)
 
     async def _deliver_leftovers(self, group: asyncio.TaskGroup) -> None:

@@ -21,12 +21,12 @@ from screentest.records import Artifact, ArtifactKind, ClipFacts, Dispatch, Fail
 from screentest_runner import protocol
 from screentest_runner.protocol import Encode, Encoded, EncodeFailed, EncodeProgress
 from screentest_worker import clipfile, manifest, outcome, spool
-from screentest_worker.attempt import Helpers, InHand, StopReason, WithFrames, WithoutFrames
+from screentest_worker.attempt import Helpers, InHand, WithFrames, WithoutFrames
 from screentest_worker.clipfile import Probe
-from screentest_worker.ledger import Ledger
+from screentest_worker.ledger import Ledger, StopReason, stop_reason
 from screentest_worker.spool import Spool
 from screentest_worker.supervisor import Child, Supervisor
-from screentest_worker.upload import Depot, DepotAway
+from screentest_worker.upload import Depot, DepotAway, UrlRefused
 
 log = structlog.get_logger()
 
@@ -35,7 +35,7 @@ T = TypeVar("T")
 FIRST_PAUSE_S = 0.2
 LONGEST_PAUSE_S = 10.0
 # A failed attempt's log is welcome but must not hold up its end.
-LOG_WITHIN_S = 10.0
+LOG_WITHIN_S = 5.0
 # A result that an earlier process of this worker left has no attempt clock any more.
 LEFTOVER_WITHIN_S = 600.0
 ACK_TRIES = 3
@@ -143,7 +143,7 @@ class Finisher:
         """Log, manifest and outcome. On a full disk the result goes on in memory alone."""
         content = manifest.build(ended.dispatch, ended.outcome, end.circumstances, clip.artifact if clip else None)
         try:
-            self._spool.file(ended.dispatch, ArtifactKind.LOG).write_bytes(end.log)
+            self._spool.file(ended.dispatch, ArtifactKind.LOG).write_bytes(_log_text(ended) + end.log)
             self._spool.file(ended.dispatch, ArtifactKind.MANIFEST).write_bytes(manifest.to_bytes(content))
             self._spool.store(ended)
         except OSError as error:
@@ -154,8 +154,7 @@ class Finisher:
     async def _upload(self, hand: InHand, ended: spool.Ended) -> Outcome:
         """The outcome with what is in the depot now; ``upload`` when the clip could not get there in time."""
         if ended.outcome.failure_class is not None:
-            found = await self._upload_all(hand, (ArtifactKind.LOG, ArtifactKind.MANIFEST), LOG_WITHIN_S, patient=False)
-            return replace(ended.outcome, artifacts=_artifacts(found))
+            return replace(ended.outcome, artifacts=await self._upload_log(hand))
         hand.phases.enter("uploading", clock.boottime_ns())
         await hand.feed.phase("uploading")
         kinds = (ArtifactKind.CLIP, ArtifactKind.LOG, ArtifactKind.MANIFEST)
@@ -164,10 +163,21 @@ class Finisher:
         if there is None:
             return outcome.as_cancelled(replace(ended.outcome, phase="uploading"))
         done = replace(ended.outcome, artifacts=_artifacts(there))
+        if hand.deadline is not None:  # a leftover's phases are of another process
+            done = replace(done, phases=hand.phases.times(clock.boottime_ns()))
         if done.artifact(ArtifactKind.CLIP) is not None:
             return done
         cause = next((why for why in there if isinstance(why, str)), "no clip")
         return _ended_without_clip(done, outcome.failed(FailureClass.UPLOAD, cause, "uploading"))
+
+    async def _upload_log(self, hand: InHand) -> tuple[Artifact, ...]:
+        """Log and manifest of a failed attempt, as far as they get there soon."""
+        kinds = (ArtifactKind.LOG, ArtifactKind.MANIFEST)
+        try:
+            async with asyncio.timeout(2 * LOG_WITHIN_S):
+                return _artifacts(await self._upload_all(hand, kinds, LOG_WITHIN_S, patient=False))
+        except TimeoutError:
+            return ()
 
     async def _upload_all(
         self, hand: InHand, kinds: tuple[ArtifactKind, ...], within_s: float, *, patient: bool
@@ -186,12 +196,20 @@ class Finisher:
             except FileNotFoundError:
                 return f"the {kind.value} is not in the spool"
             except Unavailable as error:
+                if isinstance(error, UrlRefused):
+                    await self._look_whether_ours(hand)
                 is_final = isinstance(error, DepotAway) or not patient
                 if is_final and time.monotonic() + pause_s > deadline:
                     return str(error)
                 log.warning("upload_waits", kind=kind.value, error=str(error), again_in_s=pause_s)
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+
+    async def _look_whether_ours(self, hand: InHand) -> None:
+        last = await self._ledger.last(hand.dispatch)
+        reason = stop_reason(last.event if last else None, hand.dispatch.attempt)
+        if reason is not None and hand.has_started:
+            hand.request_stop(reason)
 
     async def _until_stopped(self, hand: InHand, work: Awaitable[T]) -> T | None:
         """What the work returns, or None when the attempt was stopped first."""
@@ -207,6 +225,14 @@ class Finisher:
 
 async def _as_coroutine(work: Awaitable[T]) -> T:
     return await work
+
+
+def _log_text(ended: spool.Ended) -> bytes:
+    """The head of a log: what the runner's own words below belong to. So no log is empty."""
+    spec, result = ended.dispatch.spec, ended.outcome
+    how = "completed" if result.failure_class is None else f"{result.failure_class.value}: {result.cause}"
+    phases = ", ".join(f"{phase.phase} {phase.seconds:.2f} s" for phase in result.phases)
+    return f"{spec.job_id}, attempt {ended.dispatch.attempt}, lane {spec.lane_id}: {how}\n{phases}\n\n".encode()
 
 
 def _encode_request(dispatch: Dispatch, end: WithFrames, path: Path) -> Encode:

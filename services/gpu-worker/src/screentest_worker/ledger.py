@@ -48,6 +48,20 @@ def after_refusal(last: JobEvent | None, attempt: int) -> AfterRefusal:
     return AfterRefusal.DISCARD
 
 
+class StopReason(StrEnum):
+    """Why an attempt must end before its time."""
+
+    CANCELLED = "cancelled"  # a person asked
+    ABANDONED = "abandoned"  # somebody else has ended it in the job's history
+
+
+def stop_reason(last: JobEvent | None, attempt: int) -> StopReason | None:
+    """Whether an attempt that has started must stop, as its history stands."""
+    if last is None or last.state.is_terminal or last.attempt != attempt or isinstance(last.body, AttemptEnded):
+        return StopReason.ABANDONED
+    return StopReason.CANCELLED if isinstance(last.body, CancelRequested) else None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LastEvent:
     event: JobEvent

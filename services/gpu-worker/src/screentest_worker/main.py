@@ -163,7 +163,6 @@ class Worker:
             host=settings.host,
             device=settings.device,
             lane_id=lane.id,
-            tag=tag,
             idle_s=settings.idle_s,
             renew_s=settings.renew_s,
             ledger=ledger,

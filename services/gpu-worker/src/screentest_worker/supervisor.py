@@ -23,13 +23,14 @@ import structlog
 from screentest.kit import clock
 from screentest.records import Process
 from screentest_runner import protocol
-from screentest_runner.protocol import REPLY_FD_VARIABLE, Message, Stop
+from screentest_runner.protocol import REPLY_FD_VARIABLE, Stop
 from screentest_worker import processes
 
 log = structlog.get_logger()
 
 TERM_WITHIN_S = 2.0  # between SIGTERM and the next rung of the ladder
 STACK_DUMP_S = 0.3  # faulthandler writes every thread in milliseconds; a swapped process needs a moment
+HELPER_LOG_BYTES = 1 << 20  # then their log begins anew
 REQUEST_PIPE_BYTES = 1 << 20  # a lane with its components is 20 KB; a busy runner may not read for a while
 
 # What a child may see of our environment. Everything else stays here: no address, no password, no key.
@@ -181,8 +182,7 @@ class Supervisor:
         self._surroundings.home.mkdir(parents=True, exist_ok=True)
         read_fd, write_fd = os.pipe()
         try:
-            # A runner begins its log anew; helpers of several attempts share theirs.
-            with log_path.open("wb" if kind is Kind.RUNNER else "ab") as log_file:
+            with log_path.open("wb" if kind is Kind.RUNNER or _is_long(log_path) else "ab") as log_file:
                 popen = subprocess.Popen(
                     command,
                     stdin=subprocess.PIPE,
@@ -268,6 +268,6 @@ class Supervisor:
         self._children = {pid: child for pid, child in self._children.items() if child.is_alive}
 
 
-def parse(line: bytes) -> Message:
-    """A reply of runner or encoder; protocol.ProtocolError when it is none."""
-    return protocol.parse(line)
+def _is_long(log_path: Path) -> bool:
+    """Helpers of several attempts share a log; a runner begins its own anew."""
+    return log_path.exists() and log_path.stat().st_size > HELPER_LOG_BYTES

@@ -27,6 +27,10 @@ class DepotAway(Unavailable):
     """The depot did not take or give the bytes; another try may succeed."""
 
 
+class UrlRefused(DepotAway):
+    """The scheduler is there and gives no URL: the attempt may not be ours any more."""
+
+
 class Depot:
     """The depot as this worker sees it: signed URLs for its own lane."""
 
@@ -78,8 +82,7 @@ class Depot:
         )
         reply = wire.decode(payload, UrlReply)
         if reply.error:
-            # Asking again may help, but not for ever: the scheduler is there and says no.
-            raise DepotAway(f"the scheduler gives no URL for the {kind.value} of {spec.job_id}: {reply.error}")
+            raise UrlRefused(f"the scheduler gives no URL for the {kind.value} of {spec.job_id}: {reply.error}")
         return reply
 
     def _put(self, url: str, path: Path, size_bytes: int, content_type: str, md5: str) -> None:
