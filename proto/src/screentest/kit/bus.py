@@ -183,7 +183,8 @@ class Bus:
         """Flushes what was published; no drain: nats-py waits there for handlers that may never end."""
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self._client.flush(timeout=2)
-        await self._client.close()
+        with contextlib.suppress(OSError):  # the broker may be away already
+            await self._client.close()
 
     @property
     def is_connected(self) -> bool:
