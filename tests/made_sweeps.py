@@ -218,7 +218,7 @@ class History:
     def _append(self, state: JobState, body: object) -> History:
         self.events.append(
             JobEvent(
-                event_id=f"{self.spec.job_id}-{len(self.events)}",
+                event_id=f"{self.spec.sweep_id}-{self.spec.job_id}-{len(self.events)}",
                 sweep_id=self.spec.sweep_id,
                 lane_id=self.spec.lane_id,
                 job_id=self.spec.job_id,

@@ -1,0 +1,95 @@
+"""One sweep as the report sees it: its record, its jobs, and how it settled. Folds events; no I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from screentest import folding
+from screentest.records import (
+    FailureClass,
+    FindingEdited,
+    Job,
+    JobEvent,
+    PrioritySet,
+    RetryRequested,
+    Stamp,
+    Started,
+    SweepEvent,
+    SweepPaused,
+    SweepRecord,
+    SweepSettled,
+    SweepSubmitted,
+)
+
+ProcessKey = tuple[int, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settlement:
+    body: SweepSettled
+    stamp: Stamp
+
+
+@dataclass(slots=True, kw_only=True)
+class SweepState:
+    """Grows by ``apply``. ``runner_lanes``: (pid, start ticks) of every runner that started a job, to its lane's title.
+
+    ``last_sequence`` is the stream sequence of the newest event folded in.
+    """
+
+    sweep_id: str
+    record: SweepRecord | None = None
+    jobs: dict[str, Job] = field(default_factory=dict)
+    settlement: Settlement | None = None
+    runner_lanes: dict[ProcessKey, str] = field(default_factory=dict)
+    last_sequence: int = 0
+
+    @property
+    def is_final(self) -> bool:
+        """Settled, and no retry has been asked for since."""
+        jobs = self.jobs.values()
+        return (
+            self.settlement is not None
+            and self.settlement.body.jobs == len(self.jobs)
+            and all(job.state.is_terminal for job in jobs)
+        )
+
+    def snapshot(self) -> SweepState:
+        """As it is now: it does not grow with the original."""
+        return replace(self, jobs=dict(self.jobs), runner_lanes=dict(self.runner_lanes))
+
+    def apply_job_event(self, event: JobEvent, sequence: int) -> bool:
+        """Whether the report should show it: a job was added or came to its end. ValueError for a broken history."""
+        self.last_sequence = sequence
+        before = self.jobs.get(event.job_id)
+        after = folding.fold(before, event)
+        self.jobs[event.job_id] = after
+        if isinstance(event.body, Started):
+            runner = event.body.runner
+            self.runner_lanes[(runner.pid, runner.start_ticks)] = after.spec.lane_title
+        return before is None or after.state.is_terminal
+
+    def apply_sweep_event(self, event: SweepEvent, sequence: int) -> bool:
+        """Whether the report should show it."""
+        self.last_sequence = sequence
+        match event.body:
+            case SweepSubmitted(record=record):
+                self.record = record
+                return True
+            case SweepSettled() as body:
+                self.settlement = Settlement(body=body, stamp=event.stamp)
+                return True
+            case RetryRequested():
+                self.settlement = None
+                return True
+            case SweepPaused() | PrioritySet() | FindingEdited():
+                return False  # pause and priority do not show in a report; edited findings come with the panel
+
+
+def failures(jobs: list[Job]) -> dict[FailureClass, list[Job]]:
+    """Jobs that ended without a clip, by class, in the order given."""
+    found: dict[FailureClass, list[Job]] = {}
+    for job in jobs:
+        if job.state.is_terminal and job.failure_class is not None and job.clip is None:
+            found.setdefault(job.failure_class, []).append(job)
+    return found
