@@ -64,7 +64,7 @@ def waits_for(slot: Slot, candidate: Candidate, lanes_alive: Collection[str], un
         return f"{slot.name} runs {slot.loaded_lane or 'another job'}"
     if unproven:
         return f"{slot.name} is not proven clean: {unproven}"
-    return f"next jobs of {slot.name} come first"
+    return f"waits its turn on {slot.name}"
 
 
 def proof_kind(slot: Slot, candidate: Candidate) -> ProofKind:
