@@ -11,7 +11,7 @@ import time
 import traceback
 from pathlib import Path
 from threading import Event, Lock, Thread
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from screentest_runner import frames
 from screentest_runner.adapters import ADAPTERS, Adapter
@@ -124,7 +124,7 @@ class Runner:
         self._send = outbox.send
         self._adapter: Adapter | None = None
         self._lane_id: str | None = None
-        self._lane: dict = {}
+        self._lane: dict[str, Any] = {}
         self._versions: dict[str, str] = {}
         self._device: str | None = None
         self._loads = 0
@@ -179,7 +179,7 @@ class Runner:
         self._versions = adapter.prepare()
         return Prepared(versions=self._versions, import_s=time.perf_counter() - began)
 
-    def _adapter_for(self, lane: dict) -> Adapter:
+    def _adapter_for(self, lane: dict[str, Any]) -> Adapter:
         if self._adapter is not None and self._lane_id == lane["id"]:
             return self._adapter
         if self._adapter is not None:

@@ -98,7 +98,7 @@ def _make_image_processor(class_name: str, config: dict[str, Any], pipeline_clas
     return transformers.CLIPProcessor(images, MAKERS["CLIPTokenizer"](pipeline_class))
 
 
-def component_class(part: dict[str, Any], name: str, lane_id: str) -> type:
+def component_class(part: dict[str, Any], name: str, lane_id: str) -> Any:
     """The class that a component's table names. Raises AttemptFailure(layout) when the library has none such."""
     import importlib
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import platform
 import time
 from collections.abc import Callable
@@ -321,10 +322,8 @@ def _denoiser_name(pipe: Any) -> str:
 
 def _method(pipe: Any, path: str) -> Callable[[], Any]:
     """`vae.enable_tiling` -> that bound method."""
-    target = pipe
-    for name in path.split("."):
-        target = getattr(target, name)
-    return target
+    method: Callable[[], Any] = operator.attrgetter(path)(pipe)
+    return method
 
 
 def to_uint8(video: Any) -> Any:
