@@ -19,6 +19,8 @@ from screentest.records import (
     ArtifactKind,
     AttemptEnded,
     CancelAttempt,
+    Cancelled,
+    CancelRequested,
     Failed,
     FailureClass,
     JobState,
@@ -405,6 +407,73 @@ async def test_broker_restart_in_mid_job_loses_nothing(worker: Rig, nats_server:
     assert outcome.failure_class is None, outcome.cause
     await worker.acknowledged()
     assert sum(isinstance(event.body, AttemptEnded) for event in await worker.history(spec)) == 1
+
+
+async def test_worker_before_its_scheduler_waits_for_the_queue(
+    bus: Bus, nats_server: RunningServer, tmp_path: Path
+) -> None:
+    async with rig(bus, nats_server.url, tmp_path, has_queue=False) as worker:
+        await worker.breathing()
+        await asyncio.sleep(1.5)
+        await worker.make_queue()
+        spec = worker.spec()
+        await worker.admit(spec)
+        assert (await worker.outcome(spec)).failure_class is None
+
+
+async def test_restarted_worker_kills_what_the_dead_one_left(worker: Rig) -> None:
+    spec = worker.spec(call={"fault": "fork_escape", "steps": 1})
+    await worker.admit(spec)
+    await worker.outcome(spec)
+    escaped = [pid for pid in below(worker) if pid != worker.registered[0].pid]
+    assert escaped
+    worker.kill_worker()
+    assert any(clock.process_of(pid) for pid in escaped), "nothing was left, so nothing is tested"
+    worker.start_worker()
+    again = worker.spec()
+    await worker.admit(again)
+    assert (await worker.outcome(again)).failure_class is None
+    assert not any(clock.process_of(pid) for pid in escaped)
+
+
+async def test_redelivery_of_an_attempt_in_hand_starts_nothing(
+    bus: Bus, nats_server: RunningServer, tmp_path: Path
+) -> None:
+    async with rig(bus, nats_server.url, tmp_path, SCREENTEST_RENEW_S="60") as worker:
+        worker.depot.down = True
+        spec = worker.spec()
+        await worker.admit(spec)
+        await worker.phase(spec, "uploading")
+
+        async def look() -> bool | None:
+            return True if '"action": "adopt"' in worker.log else None
+
+        await worker.until(look, 15, "redelivery")
+        worker.depot.down = False
+        assert (await worker.outcome(spec)).failure_class is None
+        await worker.acknowledged()
+        names = [type(event.body).__name__ for event in await worker.history(spec)]
+        assert names == ["Submitted", "Admitted", "Started", "AttemptEnded"]
+
+
+async def test_attempt_cancelled_before_its_start_is_dropped(worker: Rig) -> None:
+    with held_lock(worker.lock_path):
+        spec = worker.spec()
+        await worker.admit(spec)
+        await worker.phase(spec, "preparing")
+        await worker.append(spec, 1, JobState.ADMITTED, CancelRequested(by="test", started=False))
+        await worker.append(spec, 1, JobState.CANCELLED, Cancelled(by="test"))
+        await worker.acknowledged()
+    names = [type(event.body).__name__ for event in await worker.history(spec)]
+    assert names == ["Submitted", "Admitted", "CancelRequested", "Cancelled"]
+
+
+async def test_unreadable_dispatch_does_not_stop_the_lane(worker: Rig) -> None:
+    await worker.bus.dispatch(f"jobs.local.cpu-0.{worker.lane.id}.job-x.1", b"\xff\xff\xff")
+    spec = worker.spec()
+    await worker.admit(spec)
+    assert (await worker.outcome(spec)).failure_class is None
+    await worker.acknowledged()
 
 
 async def test_second_worker_of_a_lane_is_refused(worker: Rig) -> None:

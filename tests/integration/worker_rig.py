@@ -346,6 +346,9 @@ class Rig:
         await self.bus.answer(subjects.depot_url(self.lane.id), self._url)
         await self.bus.listen("progress.>", self._progress)
         await self.bus.listen("alive.>", self._alive)
+
+    async def make_queue(self) -> None:
+        """The lane's consumer, which is the scheduler's to make. A message that is not renewed comes again in 2 s."""
         await self.bus.ensure_lane_consumer(HOST, DEVICE, self.lane.id, ack_wait_s=2.0)
 
     async def _facts(self, _: str, __: bytes) -> bytes:
@@ -401,12 +404,16 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(bus: Bus, nats_url: str, folder: Path, lane: str = "stub", **settings: str) -> AsyncIterator[Rig]:
+async def rig(
+    bus: Bus, nats_url: str, folder: Path, *, lane: str = "stub", has_queue: bool = True, **settings: str
+) -> AsyncIterator[Rig]:
     """A running worker of a stub lane; it is gone afterwards, with everything below it."""
     depot = DepotServer()
     lane_file = REPOSITORY / "deploy" / "lanes" / f"{lane}.toml"
     found = Rig(bus=bus, nats_url=nats_url, folder=folder, lane_file=lane_file, depot=depot, settings=settings)
     await found.serve()
+    if has_queue:
+        await found.make_queue()
     found.start_worker()
     try:
         yield found

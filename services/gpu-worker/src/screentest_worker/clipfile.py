@@ -33,6 +33,8 @@ FROZEN_DRIFT: Final = 0.02
 LONGEST_SIDE_PX: Final = 320  # enough to see whether a picture is black, flat or still
 MOST_FRAMES_LOOKED_AT: Final = 256
 NOISE_FRAMES: Final = 8
+PLANAR_YUV: Final = frozenset({"yuv420p", "yuv422p", "yuv444p"})
+FULL_RANGE: Final = 2  # Source: FFmpeg AVCOL_RANGE_JPEG
 NOISE_CROP_PX: Final = 256
 
 
@@ -115,10 +117,14 @@ class Look:
         self._before: Any = None
 
     def at(self, frame: Any, index: int) -> None:
-        if index % self._every == 0:
-            self._at_small(_luma(frame, LONGEST_SIDE_PX))
-        if index % self._noise_every == 0:
-            self._noise.append(noise_measures(_crop(_luma(frame, None))))
+        is_looked_at, is_measured = index % self._every == 0, index % self._noise_every == 0
+        if not (is_looked_at or is_measured):
+            return
+        luma = _luma(frame)
+        if is_looked_at:
+            self._at_small(_shrunk(luma))
+        if is_measured:
+            self._noise.append(noise_measures(_crop(luma)))
 
     def _at_small(self, luma: Any) -> None:
         self._black.append(float((luma < BLACK_LUMA).mean()) >= BLACK_PIXEL_SHARE)
@@ -167,14 +173,28 @@ def noise_measures(luma: Any) -> tuple[float, float]:
     return flatness, float((left * right).mean()) / scale if scale > 1e-6 else 1.0
 
 
-def _luma(frame: Any, longest_side_px: int | None) -> Any:
-    """(H, W) float32 in 0..255, full range; scaled down to the longest side, never up."""
+def _luma(frame: Any) -> Any:
+    """(H, W) float32 in 0..255, full range."""
     import numpy as np
 
-    scale = 1.0 if longest_side_px is None else min(1.0, longest_side_px / max(frame.width, frame.height))
-    width, height = max(2, round(frame.width * scale)), max(2, round(frame.height * scale))
-    gray = frame.reformat(width=width, height=height, format="gray", interpolation="AREA")
-    return gray.to_ndarray().astype(np.float32)
+    if frame.format.name not in PLANAR_YUV:
+        return frame.reformat(format="gray").to_ndarray().astype(np.float32)
+    # The plane itself: asking swscale for gray costs a millisecond a frame, whatever the size.
+    plane = frame.planes[0]
+    rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
+    luma = rows.astype(np.float32)
+    return luma if frame.color_range == FULL_RANGE else np.clip((luma - 16.0) * (255.0 / 219.0), 0.0, 255.0)
+
+
+def _shrunk(luma: Any) -> Any:
+    """Block means, so that the longest side is about LONGEST_SIDE_PX; never enlarged."""
+    height, width = luma.shape
+    factor = max(1, max(height, width) // LONGEST_SIDE_PX)
+    if factor == 1:
+        return luma
+    rows, columns = max(1, height // factor), max(1, width // factor)
+    blocks = luma[: rows * factor, : columns * factor].reshape(rows, factor, columns, factor)
+    return blocks.mean(axis=(1, 3))
 
 
 def _crop(luma: Any) -> Any:
