@@ -20,7 +20,7 @@ from rich.text import Text
 from screentest import table as model_table
 from screentest.client import Message
 from screentest.records import JobState
-from screentest_ui.watching import WatchedJob, WatchedSweep, seconds
+from screentest_ui.watching import WatchedJob, WatchedSweep, seconds, waits
 
 # A sweep of 1,000 jobs must not scroll the terminal away: show what moves, count the rest.
 LIVE_ROWS = 24
@@ -160,7 +160,7 @@ def _what(job: WatchedJob) -> str:
     if job.state.is_terminal:
         return "" if job.state is JobState.COMPLETED else job.ended_with
     if job.progress is None or not _is_moving(job):
-        return f"waits: {job.waits_for}" if job.waits_for else ""
+        return waits(job.waits_for) if job.waits_for else ""
     progress = job.progress
     parts = [progress.phase.replace("_", " ")]
     if progress.step is not None and progress.steps:

@@ -55,6 +55,7 @@ class WatchedSweep:
     def __init__(self) -> None:
         self.jobs: dict[str, WatchedJob] = {}
         self.settled: SweepSettled | None = None
+        self._told_reasons: set[str] = set()
         self._early: dict[str, str] = {}
         self._prompts: set[int] = set()
         self._seeds: set[int] = set()
@@ -139,7 +140,11 @@ class WatchedSweep:
         if job.waits_for == waiting.waits_for:
             return ()
         self.jobs[waiting.job_id] = replace(job, waits_for=waiting.waits_for)
-        return (f"{job.name}: waits: {waiting.waits_for}",) if waiting.waits_for else ()
+        # Ten lanes behind one device wait for the same thing: say it once.
+        if not waiting.waits_for or waiting.waits_for in self._told_reasons:
+            return ()
+        self._told_reasons.add(waiting.waits_for)
+        return (f"{job.name}: {waits(waiting.waits_for)}",)
 
     def _add(self, spec: JobSpec) -> None:
         if spec.job_id in self.jobs:
@@ -162,6 +167,11 @@ class WatchedSweep:
         parts = [f"prompt {spec.prompt_index + 1}"] if prompts else []
         parts += [f"seed {spec.seed}"] if seeds else []
         return f"{spec.lane_title} ({', '.join(parts)})" if parts else spec.lane_title
+
+
+def waits(reason: str) -> str:
+    """``waits: no worker for stub``; a reason that is a sentence already stays as it is."""
+    return reason if reason.startswith("waits ") else f"waits: {reason}"
 
 
 def seconds(value: float | None) -> str:
