@@ -172,7 +172,10 @@ def _timestamp(value: datetime) -> Timestamp:
 
 
 def _datetime(stamp: Timestamp) -> datetime:
-    return stamp.ToDatetime(tzinfo=UTC)
+    try:
+        return stamp.ToDatetime(tzinfo=UTC)
+    except (ValueError, OverflowError) as error:
+        raise BadRequest(f"this is no time of the years 1 to 9999: {stamp.seconds} s, {stamp.nanos} ns") from error
 
 
 @functools.cache

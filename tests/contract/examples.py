@@ -1,0 +1,338 @@
+"""One rich example of every message that is stored or outlives a process: what the golden files hold."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from screentest.records import (
+    Admitted,
+    Artifact,
+    ArtifactKind,
+    AttemptEnded,
+    Cancelled,
+    CancelRequested,
+    ClipFacts,
+    Completed,
+    ControlEvent,
+    DeviceProof,
+    Dispatch,
+    Drained,
+    Failed,
+    FailureClass,
+    FindingEdited,
+    GpuInfo,
+    GpuSample,
+    HostSample,
+    JobEvent,
+    JobSpec,
+    JobState,
+    Keyframe,
+    LanePlan,
+    Limits,
+    Mark,
+    MarkKind,
+    Outcome,
+    Parameter,
+    PhaseTime,
+    PrioritySet,
+    Process,
+    Proof,
+    ProofKind,
+    Refused,
+    RequestClaim,
+    Requested,
+    RetryRequested,
+    SkippedLane,
+    Stamp,
+    Started,
+    Submitted,
+    SweepEvent,
+    SweepPaused,
+    SweepRecord,
+    SweepSettled,
+    SweepSpec,
+    SweepSubmitted,
+    Task,
+    Undrained,
+    Version,
+    VitalsBatch,
+    Weights,
+)
+
+SWEEP_ID = "architects-stillness-20260508t232959z"
+LANE_ID = "stable-video-diffusion-xt"
+JOB_ID = "p0-s42-0123456789ab"
+AT = datetime(2026, 5, 8, 23, 29, 59, 123456, tzinfo=UTC)
+
+
+def _stamp(second: float) -> Stamp:
+    nanoseconds = 1_000_000_000_007 + int(second * 1e9)
+    return Stamp(at=AT + timedelta(seconds=second), boot_id="5f0c8f0e-boot", boottime_ns=nanoseconds)
+
+
+KEYFRAME = Keyframe(
+    key="keyframes/" + "a" * 64 + ".png", sha256="a" * 64, width_px=1024, height_px=576, size_bytes=654_321
+)
+SPEC = SweepSpec(
+    title="The Architect's Stillness",
+    prompts=("An obsidian cathedral shaped like the inside of a skull.", "Ein Kind hält eine Puppe — 静寂."),
+    lane_ids=(LANE_ID, "wan2-1-t2v-1-3b"),
+    seeds=(42, 2**63 - 1),
+    weights=Weights.MINIATURE,
+    keyframe=KEYFRAME,
+    requested=Requested(
+        width_px=1000,
+        height_px=576,
+        num_frames=25,
+        steps=25,
+        guidance_scale=7.5,
+        fps=12.5,
+        negative_prompt="blurred",
+    ),
+    skip_impossible=True,
+    expires_at=AT + timedelta(days=1),
+    paused=True,
+    priority=-3,
+)
+CALL = (
+    Parameter(name="decode_chunk_size", value=8),
+    Parameter(name="enable_tiling", value=True),
+    Parameter(name="max_guidance_scale", value=7.5),
+    Parameter(name="prompt", value="{prompt}"),
+    Parameter(name="timesteps", value=(1000.0, 0.03)),
+)
+MARKS = (
+    Mark(
+        kind=MarkKind.CLAMPED,
+        parameter="width_px",
+        requested="1000",
+        effective="1024",
+        reason="multiples of 64 only",
+    ),
+    Mark(
+        kind=MarkKind.RENAMED,
+        parameter="guidance_scale",
+        requested="7.5",
+        effective="max_guidance_scale=7.5",
+        reason="Stable Video Diffusion XT calls it max_guidance_scale",
+    ),
+)
+LIMITS = Limits(load_s=900, step_stall_s=600.5, attempt_s=7200)
+LANE_PLAN = LanePlan(
+    lane_id=LANE_ID,
+    lane_title="Stable Video Diffusion XT",
+    task=Task.I2V,
+    lane_digest="d" * 64,
+    host="local",
+    device="gpu-0",
+    width_px=1024,
+    height_px=576,
+    num_frames=25,
+    steps=25,
+    fps=12.5,
+    call=CALL,
+    marks=MARKS,
+    limits=LIMITS,
+    rungs=("resident", "offload"),
+    weights_repo="stabilityai/stable-video-diffusion-img2vid-xt",
+    weights_revision="main",
+    preflight="fixed: width_px 1000 -> 1024",
+    prompt_keyword="prompt",
+)
+RECORD = SweepRecord(
+    sweep_id=SWEEP_ID,
+    request_id="6d0c1c7e-request",
+    content_sha256="c" * 64,
+    submitted_at=AT,
+    spec=SPEC,
+    lanes=(LANE_PLAN,),
+    skipped=(SkippedLane(lane_id="wan2-1-t2v-1-3b", lane_title="Wan 2.1 T2V 1.3B", reason="needs a GPU"),),
+)
+JOB = JobSpec(
+    job_id=JOB_ID,
+    sweep_id=SWEEP_ID,
+    lane_id=LANE_ID,
+    lane_title="Stable Video Diffusion XT",
+    task=Task.I2V,
+    ordinal=3,
+    prompt_index=1,
+    prompt=SPEC.prompts[1],
+    seed=2**63 - 1,
+    weights=Weights.MINIATURE,
+    keyframe=KEYFRAME,
+    lane_digest="d" * 64,
+    host="local",
+    device="gpu-0",
+    width_px=1024,
+    height_px=576,
+    num_frames=25,
+    steps=25,
+    fps=12.5,
+    call=CALL,
+    marks=MARKS,
+    limits=LIMITS,
+    rungs=("resident", "offload"),
+    weights_repo="stabilityai/stable-video-diffusion-img2vid-xt",
+    weights_revision="main",
+    expires_at=AT + timedelta(days=1),
+    priority=7,
+)
+RETRY = replace(JOB, job_id="p1-s42-r1-ba9876543210", retry_of=JOB_ID, retry_index=1)
+RUNNER = Process(
+    pid=4242, start_ticks=987_654_321, command="python -m screentest_runner", device_memory_bytes=9 * 2**30
+)
+DESKTOP = Process(pid=77, start_ticks=5, command="Xorg", foreign=True)
+PROOF = Proof(
+    kind=ProofKind.CONTINUE,
+    clean=True,
+    reason="",
+    lock_held=True,
+    lock_holders=(RUNNER,),
+    processes=(RUNNER, DESKTOP),
+    stamp=_stamp(5.5),
+    method="nvml+proc",
+)
+NOT_CLEAN = replace(PROOF, kind=ProofKind.HANDOVER, clean=False, reason="the lock is held by pid 4242", method="proc")
+CLIP = Artifact(
+    kind=ArtifactKind.CLIP,
+    key=f"{SWEEP_ID}/clips/{LANE_ID}-{JOB_ID}-1-{'b' * 16}.mp4",
+    sha256="b" * 64,
+    size_bytes=1_234_567,
+    content_type="video/mp4",
+)
+OUTCOME = Outcome(
+    failure_class=FailureClass.OOM_DECODE,
+    cause="CUDA out of memory while decoding",
+    fix="ask for fewer frames",
+    phase="decoding",
+    artifacts=(CLIP,),
+    clip=ClipFacts(
+        codec="h264",
+        pixel_format="yuv420p",
+        frames=25,
+        width_px=1024,
+        height_px=576,
+        fps=12.5,
+        duration_s=2.0,
+        flags=("black", "frozen"),
+    ),
+    phases=(PhaseTime(phase="denoising", seconds=343.94, started_boottime_ns=1_000_000_000_007),),
+    versions=(Version(name="torch", version="2.13.0"), Version(name="diffusers", version="0.42.1")),
+    peak_device_memory_bytes=22 * 2**30,
+    peak_host_memory_bytes=0,  # known to be zero is not unknown
+    infrastructure=True,
+    model_loads=1,
+    survivors_killed=2,
+)
+
+JobBody = Submitted | Admitted | Started | CancelRequested | AttemptEnded | Completed | Failed | Refused | Cancelled
+SweepBody = SweepSubmitted | RetryRequested | SweepSettled | SweepPaused | PrioritySet | FindingEdited
+
+
+def _job_event(state: JobState, body: JobBody, attempt: int = 1) -> JobEvent:
+    return JobEvent(
+        event_id=f"event-{type(body).__name__.lower()}",
+        sweep_id=SWEEP_ID,
+        lane_id=LANE_ID,
+        job_id=JOB_ID,
+        attempt=attempt,
+        state=state,
+        stamp=_stamp(10),
+        body=body,
+    )
+
+
+def _sweep_event(body: SweepBody) -> SweepEvent:
+    name = type(body).__name__.lower()
+    return SweepEvent(event_id=f"event-{name}", sweep_id=SWEEP_ID, stamp=_stamp(20), body=body)
+
+
+def _control_event(body: Drained | Undrained) -> ControlEvent:
+    name = type(body).__name__.lower()
+    return ControlEvent(event_id=f"event-{name}", host="local", device="gpu-0", stamp=_stamp(30), body=body)
+
+
+VITALS = VitalsBatch(
+    host="local",
+    stamp=_stamp(40),
+    source="nvml",
+    nvml_error="one GPU of two does not answer",
+    driver_version="580.95.05",
+    driver_is_stub=True,
+    gpus=(
+        GpuInfo(
+            uuid="GPU-1",
+            index=1,
+            name="NVIDIA GB10",
+            memory_total_bytes=128 * 2**30,
+            memory_kind="unified",
+            power_limit_w=140.5,
+        ),
+    ),
+    gpu_samples=(
+        GpuSample(
+            boottime_ns=1_000_000_000_007,
+            gpu_uuid="GPU-1",
+            utilisation_percent=99.0,
+            memory_utilisation_percent=0.0,
+            memory_used_bytes=3 * 2**30,
+            memory_total_bytes=128 * 2**30,
+            temperature_c=71.0,
+            power_w=99.5,
+            energy_mj=123_456_789_012,
+            sm_clock_mhz=2418.0,
+            memory_clock_mhz=8533.0,
+            fan_percent=30.0,
+            throttle_reasons="power_cap",
+            unavailable=("violation=not_supported",),
+        ),
+        GpuSample(boottime_ns=1_000_100_000_007, gpu_uuid="GPU-1", unavailable=("memory=not_supported",)),
+    ),
+    host_samples=(
+        HostSample(
+            boottime_ns=1_000_000_000_007,
+            cpu_percent=12.5,
+            memory_used_bytes=2**33,
+            memory_total_bytes=2**36,
+            load_1m=0.75,
+        ),
+    ),
+    rate_hz=10.0,
+)
+
+MESSAGES: dict[str, object] = {
+    "job-submitted": _job_event(JobState.QUEUED, Submitted(spec=JOB), attempt=0),
+    "job-admitted": _job_event(JobState.ADMITTED, Admitted(rung=1, rung_name="offload")),
+    "job-started": _job_event(
+        JobState.RUNNING, Started(runner=RUNNER, proof=PROOF, warm=True, shared_gpu=True), attempt=2
+    ),
+    "job-cancel-requested": _job_event(JobState.RUNNING, CancelRequested(by="ada", started=True)),
+    "job-attempt-ended": _job_event(JobState.ENDED, AttemptEnded(outcome=OUTCOME)),
+    "job-completed": _job_event(JobState.COMPLETED, Completed(clip=CLIP)),
+    "job-failed": _job_event(
+        JobState.FAILED, Failed(failure_class=FailureClass.NAN, cause="non-finite latents", fix="use float32")
+    ),
+    "job-refused": _job_event(JobState.REFUSED, Refused(reason="the model env is not there", fix="run `make envs`")),
+    "job-cancelled": _job_event(JobState.CANCELLED, Cancelled(by="ada")),
+    "sweep-submitted": _sweep_event(SweepSubmitted(record=RECORD)),
+    "sweep-retry-requested": _sweep_event(RetryRequested(spec=RETRY, by="ada")),
+    "sweep-settled": _sweep_event(
+        SweepSettled(
+            jobs=10,
+            clips=9,
+            proofs=(
+                DeviceProof(host="local", device="gpu-0", proof=NOT_CLEAN),
+                DeviceProof(host="local", device="gpu-1", proof=None),
+            ),
+        )
+    ),
+    "sweep-paused": _sweep_event(SweepPaused(paused=True, by="ada")),
+    "sweep-priority-set": _sweep_event(PrioritySet(priority=-5, by="ada")),
+    "sweep-finding-edited": _sweep_event(FindingEdited(row="p0-s42", text="The doll blinks.", by="ada")),
+    "control-drained": _control_event(Drained(reason="the lock is held for 60 s", proof=NOT_CLEAN)),
+    "control-undrained": _control_event(Undrained(by="ada")),
+    "request-claim": RequestClaim(request_id="6d0c1c7e-request", content_sha256="c" * 64, sweep_id=SWEEP_ID),
+    "dispatch": Dispatch(spec=RETRY, attempt=2, rung=1, admitted_sequence=2**40),
+    "vitals-batch": VITALS,
+}
