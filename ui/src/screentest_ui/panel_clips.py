@@ -22,10 +22,11 @@ def show_clips(sweep_id: str, cards: Sequence[ClipCard]) -> None:
     with_sheets = st.toggle("Contact sheets", key=f"sheets_{sweep_id}", help="Twelve frames at equal times per clip.")
     clip_links = links([clip_of(card.job_id) for card in visible])
     sheet_links = links([sheet_of(sweep_id, card.job_id) for card in visible]) if with_sheets else {}
-    columns = st.columns(COLUMNS)
-    for index, card in enumerate(visible):
-        with columns[index % COLUMNS]:
-            show_clip(card, clip_links[clip_of(card.job_id)], sheet_links.get(sheet_of(sweep_id, card.job_id)))
+    # Row by row: on a narrow screen the columns of a row stand under each other, and the order stays.
+    for start in range(0, len(visible), COLUMNS):
+        for column, card in zip(st.columns(COLUMNS), visible[start : start + COLUMNS], strict=False):
+            with column:
+                show_clip(card, clip_links[clip_of(card.job_id)], sheet_links.get(sheet_of(sweep_id, card.job_id)))
     if len(cards) > shown and st.button(f"Show {min(AT_ONCE, len(cards) - shown)} more of {len(cards)} clips"):
         st.session_state[f"clips_shown_{sweep_id}"] = shown + AT_ONCE
         st.rerun()
@@ -34,23 +35,23 @@ def show_clips(sweep_id: str, cards: Sequence[ClipCard]) -> None:
 def show_clip(card: ClipCard, clip: Link, sheet: Link | None) -> None:
     with st.container(border=True):
         with st.container(horizontal=True, vertical_alignment="center"):
-            st.markdown(f"**{plain(card.lane_title)}**", width="content")
+            st.markdown(f"**{plain(card.model)}**", width="content")
             if card.random_weights:
                 st.badge(RANDOM_WEIGHTS, color="orange", help=RANDOM_WEIGHTS_HELP)
             for flag in card.flags:
                 st.badge(flag, color="red", help="The clip is valid, but the probe saw this in its frames.")
         if clip.url:
-            st.video(clip.url, alt=f"Clip of {card.lane_title}, seed {card.seed}")
+            st.video(clip.url, alt=f"Clip of {card.model}")
         else:
             st.warning(plain(clip.trouble), icon=":material/cloud_off:")
-        st.caption(plain(f"seed {card.seed}: {card.facts}"))
+        st.caption(plain(card.facts), help=plain(f"Seed {card.seed}. {card.prompt}"))
         if sheet is not None:
             show_sheet(card, sheet)
 
 
 def show_sheet(card: ClipCard, sheet: Link) -> None:
     if sheet.url:
-        st.image(sheet.url, width="stretch", alt=f"Contact sheet of {card.lane_title}, seed {card.seed}")
+        st.image(sheet.url, width="stretch", alt=f"Contact sheet of {card.model}")
     else:
         st.caption(plain(f"no contact sheet yet: {sheet.trouble}"))
 

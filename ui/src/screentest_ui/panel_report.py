@@ -51,10 +51,12 @@ def clip_jobs(jobs: Iterable[Job]) -> dict[str, str]:
 
 
 def with_links(page: str, urls: Mapping[str, str]) -> str:
-    """The page with its relative links replaced, and its content policy opened for just those hosts.
+    """The page as the panel embeds it: relative links replaced, its content policy opened for just those hosts.
 
-    A report allows pictures and clips only from its own folder; embedded in the panel they come from the depot.
+    A report allows pictures and clips only from its own folder; embedded they come from the depot. Its links to its own
+    sections name the embedded page itself: "#section" alone would open the panel inside the panel.
     """
+    page = page.replace('href="#', 'href="about:srcdoc#')
     for name, url in urls.items():
         page = page.replace(f'="{html.escape(name)}"', f'="{html.escape(url)}"')
     hosts = " ".join(sorted({f"{urlsplit(url).scheme}://{urlsplit(url).netloc}" for url in urls.values()}))

@@ -15,12 +15,11 @@ _RETRYABLE = (JobState.FAILED, JobState.REFUSED, JobState.CANCELLED)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipCard:
-    """One clip of a completed job. ``flags``: black, flat, noise, frozen."""
+    """One clip of a completed job. ``model`` as in the model table; ``flags``: black, flat, noise, frozen."""
 
     job_id: str
-    lane_title: str
+    model: str
     seed: int
-    prompt_index: int
     prompt: str
     facts: str
     flags: tuple[str, ...]
@@ -29,7 +28,10 @@ class ClipCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EndingCard:
-    """One job that ended without a clip; ``can_retry`` False = a later job of its cell exists."""
+    """One job that ended without a clip.
+
+    ``failure_class`` "" where it says no more than ``status``; ``can_retry`` False = a later job of its cell exists.
+    """
 
     job_id: str
     lane_title: str
@@ -73,7 +75,9 @@ def proof_lines(sweep: Sweep) -> tuple[str, ...]:
 
 def clips(jobs: Iterable[Job]) -> tuple[ClipCard, ...]:
     """The clips of a sweep, each with what the probe read from it."""
-    return tuple(_clip_card(job) for job in table.latest(jobs) if job.clip is not None)
+    by_id = {job.spec.job_id: job for job in jobs}
+    cells = [(row, by_id[row.job_id]) for row in table.rows(by_id.values())]
+    return tuple(_clip_card(row, job) for row, job in cells if job.clip is not None)
 
 
 def endings(jobs: Sequence[Job]) -> tuple[EndingCard, ...]:
@@ -97,21 +101,19 @@ def clip_facts(facts: ClipFacts | None) -> str:
     return f"{size}, {facts.frames} frames at {facts.fps:g} fps, {duration(facts.duration_s)}"
 
 
-def _clip_card(job: Job) -> ClipCard:
+def _clip_card(row: table.Row, job: Job) -> ClipCard:
     outcome = job.attempts[-1].outcome if job.attempts else None
     facts = outcome.clip if outcome else None
-    seconds = table.job_latency_s(job)
     words = [
         clip_facts(facts),
         file_size(job.clip.size_bytes) if job.clip else "",
-        f"made in {duration(seconds)}" if seconds is not None else "",
+        f"made in {duration(row.latency_s)}" if row.latency_s is not None else "",
     ]
     return ClipCard(
         job_id=job.spec.job_id,
-        lane_title=job.spec.lane_title,
-        seed=job.spec.seed,
-        prompt_index=job.spec.prompt_index,
-        prompt=shortened(job.spec.prompt),
+        model=row.model,
+        seed=row.seed,
+        prompt=shortened(job.spec.prompt, 90),
         facts=", ".join(filter(None, words)),
         flags=facts.flags if facts else (),
         random_weights=job.spec.weights.is_random,
@@ -120,12 +122,13 @@ def _clip_card(job: Job) -> ClipCard:
 
 def _ending_card(job: Job, counts: bool) -> EndingCard:
     attempted = any(attempt.outcome and attempt.outcome.artifacts for attempt in job.attempts)
+    failure = job.failure_class.value if job.failure_class else ""
     return EndingCard(
         job_id=job.spec.job_id,
         lane_title=job.spec.lane_title,
         seed=job.spec.seed,
         status=status(job.state),
-        failure_class=job.failure_class.value if job.failure_class else "",
+        failure_class="" if failure == status(job.state) else failure,
         cause=job.cause,
         fix=job.fix,
         has_log=attempted,

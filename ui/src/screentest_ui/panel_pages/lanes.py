@@ -45,6 +45,7 @@ def catalogue() -> None:
             [row(lane) for lane in lanes],
             hide_index=True,
             height="content",
+            placeholder="unknown",
             column_config={"Billion parameters": st.column_config.NumberColumn(format="%.1f")},
             alt="The lanes with task, worker, device, licence and weights",
         )

@@ -13,7 +13,8 @@ from screentest_ui.panel_report import clip_jobs, files_of, folder, with_links
 from screentest_ui.panel_text import file_size, moment, plain, tally
 
 EVERY_S = 5.0
-HEIGHT_PX = 1400
+# Fixed: Streamlit measures a page with a script of its own, which the report's content policy rightly forbids.
+HEIGHT_PX = 1200
 DOCUMENTS = ("index.html", "report.md", "report.json")
 
 

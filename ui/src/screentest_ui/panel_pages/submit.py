@@ -75,9 +75,13 @@ def uploaded(content: bytes, file_name: str) -> Keyframe | None:
 
 def lane_label(lane: LaneView) -> str:
     worker = ":green-badge[worker alive]" if lane.worker_alive else ":orange-badge[no worker]"
-    licence = f":gray-badge[{plain(lane.licence)}]" if lane.licence else ""
+    licence = f":gray-badge[{plain(licence_words(lane.licence))}]"
     gated = ":violet-badge[gated]" if lane.gated else ""
     return f"**{plain(lane.lane_title)}** {worker} {licence} {gated}".strip()
+
+
+def licence_words(licence: str) -> str:
+    return "licence unknown" if licence in ("", "unknown") else licence
 
 
 def ask_lanes(lanes: Sequence[LaneView]) -> tuple[tuple[str, ...], dict[str, object]]:

@@ -186,7 +186,8 @@ def show_endings(cards: Sequence[EndingCard]) -> None:
     logs = links([log_of(card.job_id) for card in visible if card.has_log])
     for card in visible:
         with st.container(border=True):
-            st.markdown(f"**{plain(card.lane_title)}** · seed {card.seed} · {card.status} {plain(card.failure_class)}")
+            ending = plain(f"{card.status}: {card.failure_class}" if card.failure_class else card.status)
+            st.markdown(f"**{plain(card.lane_title)}** · seed {card.seed} · {ending}")
             if card.cause:
                 st.text(card.cause)
             if card.fix:
