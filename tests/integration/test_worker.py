@@ -521,6 +521,58 @@ async def test_keyframe_travels_to_the_runner(bus: Bus, nats_server: RunningServ
         assert first[0, -1, 0] > 150  # the corner is the keyframe's red
 
 
+BREAK_ENCODER = """
+import dataclasses, os, sys
+from screentest_runner import encode
+whole = encode.encode
+def broken(request, report):
+    if {frames_short}:
+        size = request.height_px * request.width_px * 3 * (request.frames - {frames_short})
+        os.truncate(request.frames_path, size)
+        request = dataclasses.replace(request, frames=request.frames - {frames_short})
+    encoded = whole(request, report)
+    os.truncate(request.clip_path, int(encoded.bytes * {bytes_kept}))
+    return encoded
+encode.encode = broken
+sys.exit(encode.main())
+"""
+
+
+def env_with_broken_encoder(folder: Path, *, frames_short: int = 0, bytes_kept: float = 1.0) -> Path:
+    """A model env whose encoder writes a clip that is wrong, and says that all is well."""
+    script = folder / "broken_encode.py"
+    script.write_text(BREAK_ENCODER.format(frames_short=frames_short, bytes_kept=bytes_kept))
+    python = VENVS / "stub" / "bin" / "python"
+    wrapper = folder / "python"
+    wrapper.write_text(
+        f'#!/bin/sh\nif [ "$2" = screentest_runner.encode ]; then exec {python} {script}; fi\nexec {python} "$@"\n'
+    )
+    wrapper.chmod(0o755)
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("frames_short", "bytes_kept", "failure_class"),
+    [(1, 1.0, FailureClass.TRUNCATED), (0, 0.6, FailureClass.UNDECODABLE)],
+)
+async def test_wrong_clip_is_a_failure_whatever_its_encoder_says(
+    bus: Bus,
+    nats_server: RunningServer,
+    tmp_path: Path,
+    frames_short: int,
+    bytes_kept: float,
+    failure_class: FailureClass,
+) -> None:
+    python = env_with_broken_encoder(tmp_path, frames_short=frames_short, bytes_kept=bytes_kept)
+    async with rig(bus, nats_server.url, tmp_path, SCREENTEST_ENV_PYTHON=str(python)) as worker:
+        spec = worker.spec()
+        await worker.admit(spec)
+        outcome = await worker.outcome(spec)
+        assert outcome.failure_class is failure_class, outcome.cause
+        assert outcome.artifact(ArtifactKind.CLIP) is None
+        assert not any(path.endswith(".mp4") for path in worker.depot.objects)
+
+
 def below(worker: Rig) -> list[int]:
     """Living processes below the worker."""
     from screentest_worker import processes
