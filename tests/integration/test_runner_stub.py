@@ -134,10 +134,9 @@ def test_keyframe_reaches_the_clip_as_rgb_of_its_size(tmp_path: Path) -> None:
 def test_cancel_ends_the_attempt_within_one_step_and_keeps_the_runner_warm(runner: RunnerProcess) -> None:
     runner.generate("a", work_s=20.0, steps=40)
     runner.until(StepDone)
-    began = time.monotonic()
     runner.send(Cancel(attempt_id="a"))
     failed = runner.until(Failed, fails=True)
-    assert time.monotonic() - began < 0.5 + 0.5  # one step, and some leave for a busy machine
+    assert len(runner.of(StepDone)) <= 2  # the one before the Cancel, and the one that it ended in
     assert (failed.attempt_id, failed.failure_class) == ("a", FailureClass.CANCELLED)
     runner.generate("b")
     assert runner.until(Decoded).loads == 1
