@@ -1,0 +1,103 @@
+# Everything here starts from a plain Python 3.11 or newer: no uv, no activated environment, no root.
+# State lives in .state (SCREENTEST_HOME), fetched reports in out/.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+# The first Python that is new enough; `make PYTHON=/path/to/python3.12 ...` chooses another.
+PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+UV_VERSION := 0.13.9
+UV := .tools/bin/uv
+BIN := .venv/bin
+# uv must use the Python we found, never fetch one of its own.
+UV_ENV := UV_PYTHON_DOWNLOADS=never UV_PYTHON=$(PYTHON) UV_PROJECT_ENVIRONMENT=.venv
+
+# Model environments, outside the workspace lock; each has its requirements below services/gpu-worker/envs.
+ENVS := diffusers stub
+ENV_STAMPS := $(ENVS:%=.venvs/%/.installed)
+
+# Typed strictly: the contract, the pure modules of the services, and the command line.
+TYPED := proto/src/screentest \
+	$(addprefix services/scheduler/src/screentest_scheduler/,planning.py admission.py transitions.py followups.py) \
+	$(addprefix services/gpu-worker/src/screentest_worker/,preflight.py outcome.py) \
+	$(addprefix services/reporter/src/screentest_reporter/,model_table.py vitals.py energy.py) \
+	ui/src/screentest_ui
+
+PROJECTS := pyproject.toml $(wildcard */pyproject.toml services/*/pyproject.toml services/*/*/pyproject.toml)
+
+.PHONY: help
+help: ## List what can be made.
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.PHONY: demo
+demo: install ## Run the main job on this machine without a GPU: ten miniature models, one report.
+	$(BIN)/python -m screentest_ui.demo
+
+.PHONY: up
+up: install ## Start the local stack with its panel (ARGS="--device gpu-0" for the GPU).
+	$(BIN)/screentest up $(ARGS)
+
+.PHONY: down
+down: install ## Stop the local stack; its state stays.
+	$(BIN)/screentest down
+
+.PHONY: test
+test: install ## Run all tests (ARGS="-k name" for some).
+	$(BIN)/pytest $(ARGS)
+
+.PHONY: check
+check: bootstrap ## Lint, formatting, types, boundaries between packages, generated code.
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy $(TYPED)
+	$(BIN)/lint-imports --no-logo
+	@fresh=$$(mktemp -d) && trap 'rm -rf "$$fresh"' EXIT \
+		&& PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py "$$fresh" \
+		&& diff -r --exclude=__pycache__ --exclude=__init__.py "$$fresh/screentest/v1" proto/src/screentest/v1 \
+		&& echo "generated code is current" \
+		|| { echo "proto/src/screentest/v1 is not what proto/screentest/v1 says; run 'make proto'"; exit 1; }
+
+.PHONY: proto
+proto: bootstrap ## Generate the contract's code again.
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
+
+.PHONY: bench
+bench: install ## Measure what the design promises.
+	$(BIN)/python -m bench
+
+.PHONY: secrets
+secrets: bootstrap ## Make the missing passwords, keys and tokens of the local stack.
+	$(BIN)/screentest secrets
+
+.PHONY: install
+install: bootstrap envs ## Install everything: the workspace and the model environments.
+
+.PHONY: bootstrap
+bootstrap: .venv/.installed ## Install the workspace only.
+
+.PHONY: envs
+envs: $(ENV_STAMPS) ## Install the model environments only.
+
+.PHONY: clean
+clean: ## Remove what was installed and built; state, weights and reports stay.
+	rm -rf .venv .venvs .tools .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# A stamp is newer than what it was made from: a second run installs nothing and needs no network.
+
+.tools/.installed-$(UV_VERSION):
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or say make PYTHON=/path/to/python"; exit 1; }
+	$(PYTHON) -m venv .tools
+	.tools/bin/python -m pip install --quiet --disable-pip-version-check "uv==$(UV_VERSION)"
+	touch $@
+
+.venv/.installed: .tools/.installed-$(UV_VERSION) uv.lock $(PROJECTS)
+	$(UV_ENV) $(UV) sync --quiet --frozen --all-packages
+	touch $@
+
+.venvs/%/.installed: services/gpu-worker/envs/%/requirements.txt
+	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or say make PYTHON=/path/to/python"; exit 1; }
+	test -x .venvs/$*/bin/python || $(PYTHON) -m venv .venvs/$*
+	.venvs/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
