@@ -52,7 +52,7 @@ from screentest.v1 import scheduler_pb2, scheduler_pb2_grpc
 from screentest.wire import from_wire, to_wire
 
 NOW = datetime.now(UTC).replace(microsecond=0)
-HOSTILE = "<script>alert(1)</script> **bold** [link](http://x.test) :red[red] $x$ `code`"
+HOSTILE = "<script>alert(1)</script> **bold** [link](http://x.test) :red[red] $x$ `code` www.x.test :smile:"
 
 
 def stamp(seconds: float = 0) -> Stamp:

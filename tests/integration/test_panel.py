@@ -62,7 +62,7 @@ def words(app: AppTest) -> str:
     kinds = (app.title, app.subheader, app.markdown, app.caption, app.info, app.warning, app.error, app.text)
     said = [element.value for kind in kinds for element in kind]
     said += [item.text for item in app.get("progress")]
-    return "\n".join(said).replace("\\", "")
+    return "\n".join(said).replace("\\", "").replace("\u2060", "")
 
 
 # ---- empty

@@ -31,6 +31,12 @@ def test_markdown_of_user_text_is_escaped_mark_by_mark() -> None:
     escaped = panel_text.plain(HOSTILE)
     for mark in "<>*[]():$`/.":
         assert mark not in escaped.replace("\\" + mark, "")
+    for found_later in ("http:/", "www.", ":smile:"):
+        assert found_later not in escaped.replace("\\", "")
+
+
+def test_an_address_of_ours_can_be_copied() -> None:
+    assert panel_text.plain("127.0.0.1:50051").replace("\\", "") == "127.0.0.1:50051"
 
 
 @pytest.mark.parametrize(

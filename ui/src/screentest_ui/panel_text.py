@@ -16,15 +16,20 @@ RANDOM_WEIGHTS_HELP = (
 )
 
 _PUNCTUATION = re.compile(r"([!-/:-@\[-`{-~])")
+# Links (http://, www., a@b) and :icons: are found in the finished text, where a backslash no longer counts: a word
+# joiner, which has no width, parts them. A port (host:50051) stays fit for copying.
+_FOUND_LATER = re.compile(r"(:(?=[A-Za-z_+/-]|\d+:)|@|\bwww(?=\.))", re.IGNORECASE)
+_WORD_JOINER = "\u2060"
 
 
 def plain(text: str) -> str:
     """Text that Streamlit's Markdown shows literally, on one line.
 
-    Every ASCII punctuation mark gets a backslash: HTML, links, images, ``:red[...]`` directives, ``$math$`` and
-    autolinks of a prompt, a title or an error message stay text.
+    Every ASCII punctuation mark gets a backslash: HTML, links, images, ``:red[...]`` directives and ``$math$`` of a
+    prompt, a title or an error message stay text; so do addresses and icon names.
     """
-    return _PUNCTUATION.sub(r"\\\1", " ".join(text.split()))
+    line = _FOUND_LATER.sub(rf"\1{_WORD_JOINER}", " ".join(text.split()))
+    return _PUNCTUATION.sub(r"\\\1", line)
 
 
 def shortened(text: str, characters: int = 120) -> str:
