@@ -141,11 +141,13 @@ def plan_lane(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> LanePl
 def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], tuple[Mark, ...]]:
     """Settings by generic name, and the marks of what was asked but not taken as asked."""
     settings = lane.defaults_for(spec.weights.value)
+    fixed = _fixed(lane, spec)
     marks: list[Mark] = []
     for name, value in _asked(spec.requested):
         if not lane.takes(name):
-            reason = f"{lane.title} takes no {name}"
-            marks.append(_mark(MarkKind.DROPPED, name, value, settings.get(name, "none"), reason))
+            if fixed.get(name) != value:
+                reason = f"{lane.title} takes no {name}"
+                marks.append(_mark(MarkKind.DROPPED, name, value, fixed.get(name, "none"), reason))
             continue
         effective, reason = _legal(lane, name, value, settings)
         settings[name] = effective
@@ -306,6 +308,12 @@ def _impossible(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> str:
     if spec.weights is Weights.HUB and lane.device == "gpu" and placement.is_cpu:
         return f"hub weights of {lane.title} need a GPU; start with `screentest up --device gpu-0`"
     return ""
+
+
+def _fixed(lane: lanes.Lane, spec: SweepSpec) -> Mapping[str, object]:
+    """What the lane passes whatever is asked, by keyword, and the steps of a list of timesteps."""
+    call = lane.pipeline_call(spec.weights.value, {})
+    return {**call, "steps": _steps({}, call)} if "timesteps" in call else call
 
 
 def _asked(requested: Requested) -> tuple[tuple[str, lanes.Value], ...]:
