@@ -235,8 +235,9 @@ class Turns:
     async def _try_device(self, hand: InHand) -> Hold | Outcome | str:
         """One try: the hold, a final outcome, or in words why not yet."""
         key = self._key(hand.dispatch)
-        found = await self._telemetry.facts()
         warm = self._slot.is_warm_for(key)
+        # A warm runner has its lock file already: asking again would only cost time between two jobs.
+        found = (self._telemetry.known_facts if warm else None) or await self._telemetry.facts()
         current = self._slot.current
         if current is not None and current.is_open and not warm:
             await self._slot.retire("another rung or other weights come next")
@@ -307,12 +308,11 @@ class Turns:
     # ---- after Started
 
     async def _compute(self, hand: InHand, hold: Hold, keyframe: Path | None) -> TurnEnd:
-        oom_kills = processes.host_oom_kills()
+        computation = Computation(self, hand, hold.runner, processes.host_oom_kills())
         try:
-            computation = Computation(self, hand, hold.runner, oom_kills)
             found = await computation.run(hold.warm, keyframe)
         except asyncio.CancelledError:
-            await computation.end_helpers()
+            computation.end_helpers()
             raise
         if isinstance(found, Decoded):
             hold.runner.used_at = time.monotonic()
@@ -338,7 +338,7 @@ class Turns:
     async def _failed(self, hand: InHand, hold: Hold, ending: Outcome, computation: Computation) -> TurnEnd:
         """Ends what must end, then tells what is known."""
         peak = processes.peak_rss_bytes(hold.runner.process.pid)
-        await computation.end_helpers()
+        computation.end_helpers()
         killed = 0
         if not outcome.keeps_runner(ending.failure_class) or not hold.runner.child.is_alive:
             silent = ending.failure_class in {FailureClass.STALLED, FailureClass.TIMEOUT}
@@ -439,9 +439,9 @@ class Turns:
             log.error("helpers_not_started", error=str(error))
             return None
 
-    async def end_helpers(self, helpers: Helpers) -> None:
+    def end_helpers(self, helpers: Helpers) -> None:
         for child in (helpers.encoder, helpers.probe):
-            await self._supervisor.end_helper(child)
+            self._supervisor.end_helper(child)
 
 
 class Computation:
@@ -464,9 +464,9 @@ class Computation:
                 return failed
         return await self._generate(keyframe)
 
-    async def end_helpers(self) -> None:
+    def end_helpers(self) -> None:
         if self.helpers is not None:
-            await self._turns.end_helpers(self.helpers)
+            self._turns.end_helpers(self.helpers)
 
     async def _load(self) -> Outcome | None:
         """None when the pipeline is on the device."""

@@ -125,7 +125,7 @@ class Finisher:
         finally:
             end.frames_path.unlink(missing_ok=True)
             for child in (helpers.encoder, helpers.probe) if helpers else ():
-                await self._supervisor.end_helper(child)
+                self._supervisor.end_helper(child)
 
     async def _encode_and_probe(self, hand: InHand, end: WithFrames, helpers: Helpers) -> Clip | Outcome:
         hand.phases.enter("encoding", clock.boottime_ns())

@@ -124,6 +124,7 @@ class Worker:
         self._settings = settings
         self._lane = lane
         self._bus = bus
+        self._lane_digest = lanes.lane_digest(lane)
         self._worker_id = uuid.uuid4().hex
         self._heartbeat = Heartbeat(bus)
         # A link must stay a link: it tells Python which environment it belongs to.
@@ -217,7 +218,7 @@ class Worker:
             host=self._settings.host,
             device=self._settings.device,
             lane_id=self._lane.id,
-            lane_digest=lanes.lane_digest(self._lane),
+            lane_digest=self._lane_digest,
             worker_id=self._worker_id,
             runner=held.process if held is not None else None,
             runner_rung=held.key.rung if held is not None and held.key is not None else None,

@@ -245,11 +245,9 @@ class Supervisor:
         self._forget_dead()
         return killed
 
-    async def end_helper(self, child: Child) -> None:
-        """An encoder or probe holds nothing that it would have to give back: SIGKILL."""
+    def end_helper(self, child: Child) -> None:
+        """An encoder or probe holds nothing that anybody would wait for: SIGKILL, and its watcher collects it."""
         child.signal(signal.SIGKILL)
-        await child.wait(processes.KILL_WITHIN_S)
-        self._forget_dead()
 
     async def end_all(self) -> int:
         """SIGKILL to everything below us, helpers too."""
