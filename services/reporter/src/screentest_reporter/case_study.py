@@ -15,7 +15,7 @@ from typing import Any
 import jinja2
 
 from screentest import table
-from screentest.records import Job, LanePlan, SkippedLane, SweepRecord, Version
+from screentest.records import Job, LanePlan, SkippedLane, SweepRecord, Version, Weights
 from screentest_reporter import energy, narrative, vitals
 from screentest_reporter.model_table import Pictures, ReportRow, report_rows
 from screentest_reporter.narrative import RANDOM_WEIGHTS_BADGE, Note, count
@@ -270,6 +270,19 @@ def _skipped_json(lane: SkippedLane) -> dict[str, Any]:
     return dataclasses.asdict(lane)
 
 
+def weights_text(lane: LanePlan, weights: Weights) -> str:
+    """What the lane's pipeline was loaded with: random weights never came from the repository they are modelled on."""
+    if not lane.weights_repo:
+        return "none"
+    match weights:
+        case Weights.HUB:
+            return f"{lane.weights_repo}@{lane.weights_revision}"
+        case Weights.MINIATURE:
+            return f"random, a tiny copy of {lane.weights_repo}"
+        case Weights.FULL_RANDOM:
+            return f"random, the full architecture of {lane.weights_repo}"
+
+
 def _lane_json(lane: LanePlan) -> dict[str, Any]:
     return {
         "lane_id": lane.lane_id,
@@ -354,5 +367,6 @@ def _environment() -> jinja2.Environment:
         "md": table.markdown_text,
         "gib": lambda size: f"{size / vitals.GIB:.2f} GiB",
         "number": table.number_text,
+        "weights": weights_text,
     }
     return environment

@@ -97,6 +97,10 @@ class Publisher:
             "report_published", sweep=state.sweep_id, revision=revision, final=state.is_final, files=len(files) + 1
         )
 
+    async def rest(self) -> None:
+        """Nothing to do for now: the decoder's child may go."""
+        await self._pictures.close()
+
     def forget(self, sweep_id: str) -> None:
         """Frees the memory of a finished report; the depot remembers it."""
         self._drafts.pop(sweep_id, None)
