@@ -108,7 +108,11 @@ def test_sweeps_of_the_same_second_are_told_apart() -> None:
 
 
 @PROPERTY
-@given(title=st.text(max_size=300), collision=st.integers(0, 10**6), moment=st.datetimes(datetime(1970, 1, 1)))
+@given(
+    title=st.text(max_size=300) | st.text("aB -", min_size=40, max_size=80),
+    collision=st.integers(0, 10**6),
+    moment=st.datetimes(datetime(1970, 1, 1)),
+)
 def test_any_title_gives_a_legal_sweep_id(title: str, collision: int, moment: datetime) -> None:
     made = planning.sweep_id(title, moment.replace(tzinfo=UTC), collision)
     assert LEGAL_ID.fullmatch(made)
@@ -414,6 +418,11 @@ def test_only_image_to_video_gets_the_keyframe() -> None:
     jobs = planning.jobs(record(asked(*LANES)))
     assert {job.task for job in jobs} == {Task.T2V, Task.I2V}
     assert all((job.keyframe == KEYFRAME) == (job.task is Task.I2V) for job in jobs)
+
+
+def test_a_job_expires_and_ranks_as_its_sweep_was_submitted() -> None:
+    jobs = planning.jobs(record(asked(WAN, SVD, expires_at=NOW, priority=4)))
+    assert {(job.expires_at, job.priority) for job in jobs} == {(NOW, 4)}
 
 
 def test_a_job_knows_its_lane_as_the_file_was() -> None:
