@@ -45,6 +45,10 @@ def test_the_legal_form_of_any_text_is_legal_and_stays_what_it_is(text: str) -> 
     assert subjects.legal_form(legal) == legal
 
 
+def test_a_shortened_form_does_not_end_with_a_dash() -> None:
+    assert subjects.legal_form("a" * 62 + " tail") == "a" * 62
+
+
 def test_job_events_are_found_again_by_their_subject() -> None:
     assert subjects.parse_job_events(subjects.job_events("sweep", "lane", "job")) == ("sweep", "lane", "job")
 
@@ -79,18 +83,22 @@ def test_every_attempt_has_a_subject_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(
-    ("pattern", "subject"),
+    ("pattern", "own", "neighbour"),
     [
-        (subjects.sweep_job_events("s"), subjects.job_events("s", "l", "j")),
-        (subjects.lane_dispatches("h", "d", "l"), subjects.dispatch("h", "d", "l", "j", 3)),
-        (subjects.sweep_progress("s"), subjects.progress("s", "l", "j")),
+        (subjects.sweep_job_events("s"), subjects.job_events("s", "l", "j"), subjects.job_events("s2", "l", "j")),
+        (
+            subjects.lane_dispatches("h", "d", "l"),
+            subjects.dispatch("h", "d", "l", "j", 3),
+            subjects.dispatch("h", "d", "l2", "j", 3),
+        ),
+        (subjects.sweep_progress("s"), subjects.progress("s", "l", "j"), subjects.progress("s2", "l", "j")),
     ],
 )
-def test_a_filter_matches_its_messages_and_not_its_neighbours(pattern: str, subject: str) -> None:
+def test_a_filter_matches_its_own_messages_only(pattern: str, own: str, neighbour: str) -> None:
     stem = pattern.removesuffix(">")
-    assert subject.startswith(stem)
-    own = stem.split(".")[-2]
-    assert not subject.replace(f".{own}.", f".{own}x.", 1).startswith(stem)
+    assert stem.endswith(".")
+    assert own.startswith(stem)
+    assert not neighbour.startswith(stem)
 
 
 def test_each_stored_subject_belongs_to_exactly_one_stream() -> None:
