@@ -358,6 +358,22 @@ async def test_retire_is_refused_while_a_job_computes(worker: Rig) -> None:
     assert (await worker.outcome(spec)).failure_class is None
 
 
+async def test_job_that_comes_during_a_retirement_gets_a_runner_of_its_own(worker: Rig) -> None:
+    """A dying runner must not be taken for a warm one."""
+    await worker.breathing()
+    for _ in range(3):
+        spec = worker.spec(call={"work_s": 0.0})
+        await asyncio.gather(worker.command(Retire(reason="test")), worker.admit(spec))
+        assert (await worker.outcome(spec, within_s=10)).failure_class is None
+    assert "defect" not in worker.log
+
+
+async def test_idle_supervisor_is_small(worker: Rig) -> None:
+    await worker.breathing()
+    assert worker.worker is not None
+    assert rss_kib(worker.worker.pid) < 80 * 1024
+
+
 async def test_heartbeat_names_runner_and_job(worker: Rig) -> None:
     spec = worker.spec(call={"work_s": 1.0})
     await worker.admit(spec)
@@ -579,6 +595,11 @@ def below(worker: Rig) -> list[int]:
 
     assert worker.worker is not None
     return list(processes.below(worker.worker.pid, processes.table()))
+
+
+def rss_kib(pid: int) -> int:
+    status = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in status if line.startswith("VmRSS:"))
 
 
 def environment(pid: int) -> list[bytes]:

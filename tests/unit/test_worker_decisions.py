@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -182,6 +184,13 @@ class TestFences:
     @pytest.mark.parametrize("last", [None, EVENTS[4], EVENTS[5], event(ADMITTED, JobState.ADMITTED, attempt=2)])
     def test_started_attempt_is_abandoned_when_somebody_else_ended_it(self, last: JobEvent | None) -> None:
         assert stop_reason(last, 1) is StopReason.ABANDONED
+
+
+def test_supervisor_imports_no_heavy_or_privileged_library() -> None:
+    heavy = ("torch", "grpc", "minio", "av", "numpy", "diffusers")
+    code = f"import sys, screentest_worker.main; print([name for name in {heavy!r} if name in sys.modules])"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert found.stdout.strip() == "[]"
 
 
 class TestPreflight:

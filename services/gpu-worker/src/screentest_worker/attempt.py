@@ -15,7 +15,7 @@ import structlog
 
 from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock
-from screentest.kit.bus import Delivery, WrongLastSequence
+from screentest.kit.bus import WrongLastSequence
 from screentest.lanes import Lane, to_json
 from screentest.records import (
     Dispatch,
@@ -28,30 +28,26 @@ from screentest.records import (
     Version,
     Weights,
 )
-from screentest_runner import protocol
 from screentest_runner.protocol import (
     Decoded,
     Failed,
     Generate,
     Load,
-    Loaded,
     LockBusy,
     Locked,
-    Message,
     Open,
     Phase,
     PhaseChanged,
     Prepare,
-    StepDone,
 )
 from screentest_worker import facts, manifest, outcome, preflight, processes
+from screentest_worker.computation import Computation, Requests, exit_of
+from screentest_worker.hand import Dropped, InHand, TurnEnd, WithFrames, WithoutFrames
 from screentest_worker.ledger import Ledger, StopReason
 from screentest_worker.manifest import Circumstances
-from screentest_worker.outcome import Limit
-from screentest_worker.phases import PhaseLog, ProgressFeed
 from screentest_worker.runner import Runner, RunnerSlot, WarmKey
 from screentest_worker.spool import Spool
-from screentest_worker.supervisor import Child, Supervisor
+from screentest_worker.supervisor import Supervisor
 from screentest_worker.telemetry import Telemetry, explain
 from screentest_worker.upload import Depot
 
@@ -61,67 +57,6 @@ PROOF_PAUSE_S = 0.1
 LONGEST_PROOF_PAUSE_S = 1.0
 OPEN_WITHIN_S = 60.0  # a prepared runner may still import torch when it is told to open
 LOG_BYTES = 1 << 20
-
-
-class InHand:
-    """One attempt this worker holds, from its delivery to its acknowledgement."""
-
-    def __init__(self, dispatch: Dispatch, delivery: Delivery | None, feed: ProgressFeed) -> None:
-        self.dispatch = dispatch
-        self.delivery = delivery  # the newest one: a redelivery replaces it; None = found in the spool
-        self.feed = feed
-        self.phases = PhaseLog()
-        self.sequence = dispatch.admitted_sequence  # of our last event; what AttemptEnded must follow
-        self.has_started = False
-        self.deadline: float | None = None  # time.monotonic(), of the whole attempt
-        self.stop = asyncio.Event()
-        self.stop_reason: StopReason | None = None
-
-    @property
-    def key(self) -> tuple[str, int]:
-        return self.dispatch.spec.job_id, self.dispatch.attempt
-
-    def request_stop(self, reason: StopReason) -> None:
-        """The first reason stays."""
-        self.stop_reason = self.stop_reason or reason
-        self.stop.set()
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Dropped:
-    """The attempt is not ours any more; only its delivery is left to acknowledge."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Helpers:
-    """The children that wait for the frames while the runner denoises."""
-
-    encoder: Child
-    probe: Child
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WithoutFrames:
-    """The attempt has ended; ``log`` is what its runner wrote, the last 1 MiB."""
-
-    outcome: Outcome
-    log: bytes
-    circumstances: Circumstances
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class WithFrames:
-    """The frames lie on scratch and the device is free. ``outcome``: what is known by now, without the clip."""
-
-    decoded: Decoded
-    frames_path: Path
-    helpers: Helpers | None
-    outcome: Outcome
-    log: bytes
-    circumstances: Circumstances
-
-
-TurnEnd = Dropped | WithoutFrames | WithFrames
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,29 +169,28 @@ class Turns:
 
     async def _try_device(self, hand: InHand) -> Hold | Outcome | str:
         """One try: the hold, a final outcome, or in words why not yet."""
-        key = self._key(hand.dispatch)
-        warm = self._slot.is_warm_for(key)
-        # A warm runner has its lock file already: asking again would only cost time between two jobs.
-        found = (self._telemetry.known_facts if warm else None) or await self._telemetry.facts()
+        key = _key(hand.dispatch)
         current = self._slot.current
-        if current is not None and current.is_open and not warm:
+        if current is not None and current.is_open and current.key != key:
             await self._slot.retire("another rung or other weights come next")
-        if warm:
-            runner = await self._slot.started(found)
-            await self._telemetry.register(runner.process)  # telemetry may have been restarted meanwhile
-            proof = await self._telemetry.proof(ProofKind.CONTINUE, runner.process)
-            log_from = _size(runner.child.log_path)
-            return Hold(runner=runner, proof=proof, warm=True, log_from=log_from) if proof.clean else explain(proof)
+        # A warm runner has its lock file already: asking again would only cost time between two jobs.
+        known = self._telemetry.known_facts if self._slot.is_warm_for(key) else None
         # The interpreter starts while telemetry looks; it opens nothing before it is told to.
-        runner = await self._slot.started(found)
+        runner = await self._slot.started(known or await self._telemetry.facts())
+        if runner.key == key:
+            return await self._continued(runner)
         proof = await self._telemetry.proof(ProofKind.HANDOVER)
-        if not proof.clean:
-            return explain(proof)
-        return await self._open(runner, proof)
+        return await self._open(runner, proof) if proof.clean else explain(proof)
+
+    async def _continued(self, runner: Runner) -> Hold | str:
+        await self._telemetry.register(runner.process)  # telemetry may have been restarted meanwhile
+        proof = await self._telemetry.proof(ProofKind.CONTINUE, runner.process)
+        log_from = _size(runner.child.log_path)
+        return Hold(runner=runner, proof=proof, warm=True, log_from=log_from) if proof.clean else explain(proof)
 
     async def _open(self, runner: Runner, proof: Proof) -> Hold | Outcome | str:
+        runner.is_open = True  # even if telemetry's answer gets lost: it may be registered
         await self._telemetry.register(runner.process)
-        runner.is_open = True
         runner.send(Open(lock_fd=runner.lock_fd, device="cpu" if self._device.startswith("cpu") else "cuda:0"))
         answer = await self._opened(runner)
         match answer:
@@ -280,7 +214,7 @@ class Turns:
                         case Failed(failure_class=failure_class, message=message, phase=phase):
                             return outcome.from_reply(failure_class, message, phase)
                         case None:
-                            return outcome.from_exit(_exit_of(runner, None), "preparing")
+                            return outcome.from_exit(exit_of(runner, None), "preparing")
                         case _:  # what an earlier Prepare still had to say
                             pass
         except TimeoutError:
@@ -308,9 +242,16 @@ class Turns:
     # ---- after Started
 
     async def _compute(self, hand: InHand, hold: Hold, keyframe: Path | None) -> TurnEnd:
-        computation = Computation(self, hand, hold.runner, processes.host_oom_kills())
+        computation = Computation(
+            hand=hand,
+            runner=hold.runner,
+            requests=self._requests(hand, keyframe),
+            key=_key(hand.dispatch),
+            supervisor=self._supervisor,
+            entered=lambda message: self._runner_entered(hand, message),
+        )
         try:
-            found = await computation.run(hold.warm, keyframe)
+            found = await computation.run(warm=hold.warm)
         except asyncio.CancelledError:
             computation.end_helpers()
             raise
@@ -381,10 +322,6 @@ class Turns:
         driver = {"driver": known.driver_version} if known is not None and known.driver_version else {}
         return tuple(Version(name=name, version=version) for name, version in sorted({**found, **driver}.items()))
 
-    def _key(self, dispatch: Dispatch) -> WarmKey:
-        spec = dispatch.spec
-        return WarmKey(lane_digest=spec.lane_digest, weights=spec.weights.value, rung=dispatch.rung)
-
     async def _enter(self, hand: InHand, phase: Phase, at_boottime_ns: int) -> None:
         hand.phases.enter(phase.value, at_boottime_ns)
         if hand.has_started:
@@ -395,178 +332,41 @@ class Turns:
         job_id, attempt = hand.key
         return self._scratch / f"{job_id}-{attempt}.frames"
 
-    # ---- what the runner is asked
-
-    def prepare_request(self) -> Prepare:
-        return Prepare(lane=to_json(self._lane))
-
-    def load_request(self, hand: InHand) -> Load:
-        spec = hand.dispatch.spec
-        folders = facts.weights_folders(self._lane, self._models_dir)
-        hub = spec.weights is Weights.HUB
-        return Load(
-            lane=to_json(self._lane),
-            weights=spec.weights.value,
-            rung=to_json(self._lane)["ladder"][hand.dispatch.rung],
-            cache_dir=str(self._cache_dir),
-            weights_dir=str(folders.main) if hub else None,
-            base_dir=str(folders.base) if hub and folders.base is not None else None,
-            attempt_id=_attempt_id(hand),
-        )
-
-    def generate_request(self, hand: InHand, keyframe: Path | None) -> Generate:
-        spec = hand.dispatch.spec
-        return Generate(
-            attempt_id=_attempt_id(hand),
-            call=manifest.call_of(hand.dispatch),
-            seed=spec.seed,
-            frames_path=str(self.frames_path(hand)),
-            fps=spec.fps,
-            keyframe_path=None if keyframe is None else str(keyframe),
-        )
-
-    async def enter(self, hand: InHand, message: PhaseChanged) -> None:
+    async def _runner_entered(self, hand: InHand, message: PhaseChanged) -> None:
         """A phase of the runner, but for `decoded`: that one is told when the device is really free."""
         if message.phase is not Phase.DECODED:
             await self._enter(hand, message.phase, message.at_boottime_ns)
 
-    def start_helpers(self) -> Helpers | None:
-        """None when they cannot start now; `finish` then tries again and says why."""
-        try:
-            encoder = self._supervisor.start_encoder()
-            return Helpers(encoder=encoder, probe=self._supervisor.start_probe())
-        except OSError as error:
-            log.error("helpers_not_started", error=str(error))
-            return None
-
-    def end_helpers(self, helpers: Helpers) -> None:
-        for child in (helpers.encoder, helpers.probe):
-            self._supervisor.end_helper(child)
-
-
-class Computation:
-    """The conversation with the runner during one attempt, under the limits of the job."""
-
-    def __init__(self, turns: Turns, hand: InHand, runner: Runner, oom_kills_before: int | None) -> None:
-        self._turns = turns
-        self._hand = hand
-        self._runner = runner
-        self._oom_kills_before = oom_kills_before
-        self.helpers: Helpers | None = None
-        self.loads = 0
-        self.versions: dict[str, str] = {}
-        self.traceback = ""
-
-    async def run(self, warm: bool, keyframe: Path | None) -> Decoded | Outcome:
-        if not warm:
-            failed = await self._load()
-            if failed is not None:
-                return failed
-        return await self._generate(keyframe)
-
-    def end_helpers(self) -> None:
-        if self.helpers is not None:
-            self._turns.end_helpers(self.helpers)
-
-    async def _load(self) -> Outcome | None:
-        """None when the pipeline is on the device."""
-        if not self._runner.is_prepared:
-            self._runner.send(self._turns.prepare_request())
-            self._runner.is_prepared = True
-        self._runner.send(self._turns.load_request(self._hand))
-        until = time.monotonic() + self._hand.dispatch.spec.limits.load_s
-        while True:
-            message = await self._next(Limit.LOAD, until)
-            match message:
-                case Outcome():
-                    return message
-                case Loaded(versions=versions):
-                    self.loads += 1
-                    self.versions = versions
-                    spec = self._hand.dispatch.spec
-                    self._runner.key = WarmKey(
-                        lane_digest=spec.lane_digest, weights=spec.weights.value, rung=self._hand.dispatch.rung
-                    )
-                    return None
-                case _:
-                    await self._tell(message)
-
-    async def _generate(self, keyframe: Path | None) -> Decoded | Outcome:
-        self._runner.send(self._turns.generate_request(self._hand, keyframe))
-        while True:
-            stall_s = self._hand.dispatch.spec.limits.step_stall_s
-            message = await self._next(Limit.STEP_STALL, time.monotonic() + stall_s)
-            if isinstance(message, Outcome | Decoded):
-                return message
-            await self._tell(message)
-            if self.helpers is None and isinstance(message, PhaseChanged) and message.phase is Phase.DENOISING:
-                self.helpers = self._turns.start_helpers()
-
-    async def _next(self, limit: Limit, until: float) -> Message | Outcome:
-        """The next reply, or the outcome that ends the attempt."""
-        assert self._hand.deadline is not None
-        deadline = min(until, self._hand.deadline)
-        message = await _first(self._runner, self._hand.stop, deadline - time.monotonic())
-        if self._hand.stop.is_set():
-            return outcome.cancelled(self._phase)
-        match message:
-            case _Silence():
-                return self._breach(limit if deadline == until else Limit.ATTEMPT)
-            case None:
-                return outcome.from_exit(_exit_of(self._runner, self._oom_kills_before), self._phase)
-            case Failed(failure_class=failure_class, message=text, phase=phase, traceback=traceback):
-                self.traceback = traceback
-                return outcome.from_reply(failure_class, text, phase)
-            case _:
-                return message
-
-    def _breach(self, limit: Limit) -> Outcome:
-        limits = self._hand.dispatch.spec.limits
-        seconds = {
-            Limit.LOAD: limits.load_s,
-            Limit.STEP_STALL: limits.step_stall_s,
-            Limit.ATTEMPT: limits.attempt_s,
-        }
-        return outcome.from_breach(limit, seconds[limit], self._phase)
-
-    async def _tell(self, message: Message) -> None:
-        match message:
-            case PhaseChanged():
-                await self._turns.enter(self._hand, message)
-            case StepDone(step=step, steps=steps, step_s=step_s):
-                await self._hand.feed.step(step, steps, step_s)
-            case protocol.Prepared(versions=versions):
-                self.versions = versions
-            case _:
-                log.warning("reply_out_of_place", reply=type(message).__name__)
-
-    @property
-    def _phase(self) -> str:
-        return self._hand.phases.current
+    def _requests(self, hand: InHand, keyframe: Path | None) -> Requests:
+        spec = hand.dispatch.spec
+        lane = to_json(self._lane)
+        folders = facts.weights_folders(self._lane, self._models_dir)
+        is_hub = spec.weights is Weights.HUB
+        return Requests(
+            prepare=Prepare(lane=lane),
+            load=Load(
+                lane=lane,
+                weights=spec.weights.value,
+                rung=lane["ladder"][hand.dispatch.rung],
+                cache_dir=str(self._cache_dir),
+                weights_dir=str(folders.main) if is_hub else None,
+                base_dir=str(folders.base) if is_hub and folders.base is not None else None,
+                attempt_id=_attempt_id(hand),
+            ),
+            generate=Generate(
+                attempt_id=_attempt_id(hand),
+                call=manifest.call_of(hand.dispatch),
+                seed=spec.seed,
+                frames_path=str(self.frames_path(hand)),
+                fps=spec.fps,
+                keyframe_path=None if keyframe is None else str(keyframe),
+            ),
+        )
 
 
-@dataclass(frozen=True, slots=True)
-class _Silence:
-    """Nothing came in time."""
-
-
-async def _first(runner: Runner, stop: asyncio.Event, timeout_s: float) -> Message | _Silence | None:
-    """The runner's next reply, None after its death, or silence after the time or a stop."""
-    async with asyncio.TaskGroup() as group:
-        reply = group.create_task(runner.receive())
-        stopped = group.create_task(stop.wait())
-        await asyncio.wait({reply, stopped}, timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        if not reply.done():
-            reply.cancel()
-    return _Silence() if reply.cancelled() else reply.result()
-
-
-def _exit_of(runner: Runner, oom_kills_before: int | None) -> outcome.Exit:
-    now = processes.host_oom_kills()
-    kills = None if now is None or oom_kills_before is None else now - oom_kills_before
-    returncode = runner.child.returncode
-    return outcome.Exit(returncode=returncode if returncode is not None else 0, oom_kills=kills)
+def _key(dispatch: Dispatch) -> WarmKey:
+    spec = dispatch.spec
+    return WarmKey(lane_digest=spec.lane_digest, weights=spec.weights.value, rung=dispatch.rung)
 
 
 def _attempt_id(hand: InHand) -> str:

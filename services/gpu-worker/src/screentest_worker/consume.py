@@ -22,8 +22,9 @@ from screentest.records import (
     Started,
 )
 from screentest_worker import outcome, spool
-from screentest_worker.attempt import Dropped, InHand, Turns
+from screentest_worker.attempt import Turns
 from screentest_worker.finish import Finisher
+from screentest_worker.hand import Dropped, InHand
 from screentest_worker.ledger import LastEvent, Ledger, stop_reason
 from screentest_worker.phases import ProgressFeed
 from screentest_worker.runner import RunnerSlot

@@ -21,8 +21,8 @@ from screentest.records import Artifact, ArtifactKind, ClipFacts, Dispatch, Fail
 from screentest_runner import protocol
 from screentest_runner.protocol import Encode, Encoded, EncodeFailed, EncodeProgress
 from screentest_worker import clipfile, manifest, outcome, spool
-from screentest_worker.attempt import Helpers, InHand, WithFrames, WithoutFrames
 from screentest_worker.clipfile import Probe
+from screentest_worker.hand import Helpers, InHand, WithFrames, WithoutFrames
 from screentest_worker.ledger import Ledger, StopReason, stop_reason
 from screentest_worker.spool import Spool
 from screentest_worker.supervisor import Child, Supervisor

@@ -1,0 +1,187 @@
+"""The conversation with the runner during one attempt, under the limits of its job."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from screentest.records import Outcome
+from screentest_runner import protocol
+from screentest_runner.protocol import (
+    Decoded,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    Message,
+    Phase,
+    PhaseChanged,
+    Prepare,
+    StepDone,
+)
+from screentest_worker import outcome, processes
+from screentest_worker.hand import Helpers, InHand
+from screentest_worker.outcome import Limit
+from screentest_worker.runner import Runner, WarmKey
+from screentest_worker.supervisor import Supervisor
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Requests:
+    """What one attempt asks of the runner, in order; a warm one is asked only the last."""
+
+    prepare: Prepare
+    load: Load
+    generate: Generate
+
+
+class Computation:
+    """One attempt's load and generation. ``entered`` is told every phase of the runner."""
+
+    def __init__(
+        self,
+        *,
+        hand: InHand,
+        runner: Runner,
+        requests: Requests,
+        key: WarmKey,
+        supervisor: Supervisor,
+        entered: Callable[[PhaseChanged], Awaitable[None]],
+    ) -> None:
+        self._hand = hand
+        self._runner = runner
+        self._requests = requests
+        self._key = key
+        self._supervisor = supervisor
+        self._entered = entered
+        self._oom_kills_before = processes.host_oom_kills()
+        self.helpers: Helpers | None = None
+        self.loads = 0
+        self.versions: dict[str, str] = {}
+        self.traceback = ""
+
+    async def run(self, *, warm: bool) -> Decoded | Outcome:
+        """The frames, or how the attempt ended. The runner is left as it is, whatever happens."""
+        if not warm:
+            failed = await self._load()
+            if failed is not None:
+                return failed
+        return await self._generate()
+
+    def end_helpers(self) -> None:
+        if self.helpers is not None:
+            self._supervisor.end_helper(self.helpers.encoder)
+            self._supervisor.end_helper(self.helpers.probe)
+
+    def _start_helpers(self) -> Helpers | None:
+        """None when they cannot start now; `finish` then tries again and says why."""
+        try:
+            encoder = self._supervisor.start_encoder()
+            return Helpers(encoder=encoder, probe=self._supervisor.start_probe())
+        except OSError as error:
+            log.error("helpers_not_started", error=str(error))
+            return None
+
+    async def _load(self) -> Outcome | None:
+        """None when the pipeline is on the device."""
+        if not self._runner.is_prepared:
+            self._runner.send(self._requests.prepare)
+            self._runner.is_prepared = True
+        self._runner.send(self._requests.load)
+        until = time.monotonic() + self._hand.dispatch.spec.limits.load_s
+        while True:
+            message = await self._next(Limit.LOAD, until)
+            match message:
+                case Outcome():
+                    return message
+                case Loaded(versions=versions):
+                    self.loads += 1
+                    self.versions = versions
+                    self._runner.key = self._key
+                    return None
+                case _:
+                    await self._tell(message)
+
+    async def _generate(self) -> Decoded | Outcome:
+        self._runner.send(self._requests.generate)
+        while True:
+            stall_s = self._hand.dispatch.spec.limits.step_stall_s
+            message = await self._next(Limit.STEP_STALL, time.monotonic() + stall_s)
+            if isinstance(message, Outcome | Decoded):
+                return message
+            await self._tell(message)
+            if self.helpers is None and isinstance(message, PhaseChanged) and message.phase is Phase.DENOISING:
+                self.helpers = self._start_helpers()
+
+    async def _next(self, limit: Limit, until: float) -> Message | Outcome:
+        """The next reply, or the outcome that ends the attempt."""
+        assert self._hand.deadline is not None
+        deadline = min(until, self._hand.deadline)
+        message = await _first(self._runner, self._hand.stop, deadline - time.monotonic())
+        if self._hand.stop.is_set():
+            return outcome.cancelled(self._phase)
+        match message:
+            case _Silence():
+                return self._breach(limit if deadline == until else Limit.ATTEMPT)
+            case None:
+                return outcome.from_exit(exit_of(self._runner, self._oom_kills_before), self._phase)
+            case Failed(failure_class=failure_class, message=text, phase=phase, traceback=traceback):
+                self.traceback = traceback
+                return outcome.from_reply(failure_class, text, phase)
+            case _:
+                return message
+
+    def _breach(self, limit: Limit) -> Outcome:
+        limits = self._hand.dispatch.spec.limits
+        seconds = {
+            Limit.LOAD: limits.load_s,
+            Limit.STEP_STALL: limits.step_stall_s,
+            Limit.ATTEMPT: limits.attempt_s,
+        }
+        return outcome.from_breach(limit, seconds[limit], self._phase)
+
+    async def _tell(self, message: Message) -> None:
+        match message:
+            case PhaseChanged():
+                await self._entered(message)
+            case StepDone(step=step, steps=steps, step_s=step_s):
+                await self._hand.feed.step(step, steps, step_s)
+            case protocol.Prepared(versions=versions):
+                self.versions = versions
+            case _:
+                log.warning("reply_out_of_place", reply=type(message).__name__)
+
+    @property
+    def _phase(self) -> str:
+        return self._hand.phases.current
+
+
+@dataclass(frozen=True, slots=True)
+class _Silence:
+    """Nothing came in time."""
+
+
+async def _first(runner: Runner, stop: asyncio.Event, timeout_s: float) -> Message | _Silence | None:
+    """The runner's next reply, None after its death, or silence after the time or a stop."""
+    async with asyncio.TaskGroup() as group:
+        reply = group.create_task(runner.receive())
+        stopped = group.create_task(stop.wait())
+        await asyncio.wait({reply, stopped}, timeout=max(0.0, timeout_s), return_when=asyncio.FIRST_COMPLETED)
+        stopped.cancel()
+        if not reply.done():
+            reply.cancel()
+    return _Silence() if reply.cancelled() else reply.result()
+
+
+def exit_of(runner: Runner, oom_kills_before: int | None) -> outcome.Exit:
+    """How a dead runner died. ``oom_kills_before``: the kernel's count before the attempt, None = not counted."""
+    now = processes.host_oom_kills()
+    kills = None if now is None or oom_kills_before is None else now - oom_kills_before
+    returncode = runner.child.returncode
+    return outcome.Exit(returncode=returncode if returncode is not None else 0, oom_kills=kills)
