@@ -11,6 +11,7 @@ import typer
 from screentest.lanes import load_lanes
 from screentest_ui import credentials, printing, services, stack
 from screentest_ui.home import default_home
+from screentest_ui.servers import s3_identities, write_private
 
 
 def up(
@@ -50,7 +51,8 @@ def secrets() -> None:
     home, place = default_home(), services.installation(os.environ)
     kept = home.secrets
     users = credentials.nats_users(services.HOST, tuple(load_lanes(place.lanes_dir)))
-    kept.authorization(users)
-    kept.depot_keys(services.BUCKET)
+    # compose.yaml mounts these two; a local stack writes its own.
+    write_private(kept.directory / "nats-users.conf", kept.authorization(users))
+    write_private(kept.directory / "depot-s3.json", s3_identities(kept.depot_keys(services.BUCKET)))
     kept.grpc_token_file()
     printing.say(f"{len(users)} NATS users, 2 depot keys and the gRPC token are in {kept.directory} (mode 0600)")
