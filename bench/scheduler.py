@@ -13,7 +13,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import recording
 from pydantic import SecretStr
+
 from screentest import objects, subjects, wire
 from screentest.client import Client
 from screentest.errors import Unavailable
@@ -41,8 +43,6 @@ from screentest.records import (
     Weights,
 )
 from screentest_ui import ports, programs, servers
-
-import recording
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 5
@@ -290,9 +290,7 @@ def main() -> None:
                 {
                     "submit_1000_jobs_s": recording.spread(submits),
                     "bare_1000_guarded_appends_s": recording.spread(floors),
-                    "ratio_p50": round(
-                        recording.spread(submits)["p50"] / recording.spread(floors)["p50"], 2
-                    ),
+                    "ratio_p50": round(recording.spread(submits)["p50"] / recording.spread(floors)["p50"], 2),
                     "rss_empty_mib": round(empty_mib, 1),
                     "rss_10000_finished_jobs_mib": round(recording.rss_mib(bench.pid), 1),
                     "restart_until_answering_s": round(replay_s, 2),
