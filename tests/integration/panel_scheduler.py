@@ -13,7 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from screentest.errors import BadRequest, FieldViolation, NotFound, ScreentestError, grpc_code
+from screentest.errors import BadRequest, FieldViolation, NotFound, NotPossibleNow, ScreentestError, grpc_code
 from screentest.folding import count
 from screentest.objects import attempt_object
 from screentest.records import (
@@ -256,6 +256,7 @@ class World:
     cancelled: list[str] = field(default_factory=list)
     retried: list[str] = field(default_factory=list)
     undrained: list[str] = field(default_factory=list)
+    too_late: set[str] = field(default_factory=set)
     error: ScreentestError | None = None
 
     def add(self, *jobs: Job, settled: bool = False, **changes: Any) -> None:
@@ -296,6 +297,8 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         return to_wire(self._job(request.job_id))
 
     def CancelJob(self, request, context):  # noqa: N802
+        if request.job_id in self.world.too_late:
+            raise NotPossibleNow(f"job {request.job_id} cannot be cancelled any more: it is completed")
         self.world.cancelled.append(request.job_id)
         return scheduler_pb2.CancelJobResponse(job=to_wire(self._job(request.job_id)))
 

@@ -59,7 +59,17 @@ def healthy(app: AppTest) -> AppTest:
 
 def words(app: AppTest) -> str:
     """All that the page says, without the escapes that keep a person's text from being Markdown."""
-    kinds = (app.title, app.subheader, app.markdown, app.caption, app.info, app.warning, app.error, app.text)
+    kinds = (
+        app.title,
+        app.header,
+        app.subheader,
+        app.markdown,
+        app.caption,
+        app.info,
+        app.warning,
+        app.error,
+        app.text,
+    )
     said = [element.value for kind in kinds for element in kind]
     said += [item.text for item in app.get("progress")]
     return "\n".join(said).replace("\\", "").replace("\u2060", "")
@@ -223,6 +233,15 @@ def test_a_drained_device_can_be_given_back(world: World) -> None:
     assert world.undrained == ["cpu-0"]
 
 
+def test_an_action_that_fails_says_why_and_stays_on_the_screen(world: World) -> None:
+    world.add(job("now", JobState.RUNNING))
+    world.too_late = {"now"}
+    app = opened("queue")
+    app.button(key="cancel-now").click().run()
+    (toast,) = healthy(app).toast
+    assert "job now cannot be cancelled any more" in toast.value.replace("\\", "")
+
+
 # ---- sweeps
 
 
@@ -284,7 +303,7 @@ def test_hostile_text_stays_text(world: World) -> None:
     world.lanes = [lane("stub", HOSTILE)]
     for page, query in (("sweeps", {}), ("sweeps", {"sweep": "night-tram"}), ("queue", {}), ("submit", {})):
         app = opened(page, **query)
-        for element in (*app.markdown, *app.caption, *app.title, *app.error, *app.warning):
+        for element in (*app.markdown, *app.caption, *app.title, *app.header, *app.error, *app.warning):
             live = re.sub(r"\\[!-/:-@\[-`{-~]", "", element.value)  # what Markdown still reads as marks
             assert "<" not in live
             assert "[link" not in live

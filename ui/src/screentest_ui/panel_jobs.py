@@ -60,6 +60,6 @@ def phase_trail(phase: str) -> str:
 
 
 def cancel_job(job_id: str) -> None:
-    with panel_link.errors_shown():
+    with panel_link.errors_told():
         panel_link.scheduler().cancel_job(job_id)
         st.toast(f"Cancel requested for job {plain(job_id)}")

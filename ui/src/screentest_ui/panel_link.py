@@ -85,6 +85,15 @@ def errors_shown() -> Iterator[None]:
         st.error(plain(str(error)), icon=":material/error:")
 
 
+@contextmanager
+def errors_told() -> Iterator[None]:
+    """For what a button does: the error stays on the screen while the part of the page around the button refreshes."""
+    try:
+        yield
+    except ScreentestError as error:
+        st.toast(plain(str(error)), icon=":material/error:", duration="long")
+
+
 def _sentences(error: BadRequest) -> list[str]:
     violations = [f"{plain(item.field)}: {plain(item.description)}" for item in error.violations]
     return violations or [plain(str(error))]

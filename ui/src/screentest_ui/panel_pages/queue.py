@@ -33,7 +33,7 @@ def show_device(card: DeviceCard) -> None:
 
 
 def undrain(card: DeviceCard) -> None:
-    with panel_link.errors_shown():
+    with panel_link.errors_told():
         panel_link.scheduler().undrain(card.host, card.device)
         st.toast(f"{plain(card.device)} takes jobs again")
 

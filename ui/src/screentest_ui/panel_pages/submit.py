@@ -95,7 +95,7 @@ def ask_lanes(lanes: Sequence[LaneView]) -> tuple[tuple[str, ...], dict[str, obj
             st.markdown(f"**{_TASKS[task]}**")
             choose_all(task, group)
             for lane in group:
-                if st.checkbox(lane_label(lane), key=f"lane-{lane.lane_id}"):
+                if st.checkbox(lane_label(lane), key=f"lane-{lane.lane_id}", wrap=True):
                     chosen.append(lane.lane_id)
                 places[lane.lane_id] = st.empty()
     return tuple(chosen), places

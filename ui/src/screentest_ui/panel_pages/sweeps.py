@@ -40,6 +40,8 @@ DETAIL_EVERY_S = 1.0
 REDRAW_EACH_S = 0.01  # a sweep of 1,000 jobs is drawn again at most every 10 s
 PAGE = 20
 MOST_ENDINGS = 30
+MOST_ROWS = 25  # a longer table scrolls in itself
+MOST_ROWS_PX = 900
 
 
 # ---- the list
@@ -116,7 +118,7 @@ def is_stale(sweep: Sweep) -> bool:
 
 def show_header(sweep: Sweep) -> None:
     record = sweep.record
-    st.title(plain(record.spec.title))
+    st.header(plain(record.spec.title))
     with st.container(horizontal=True, vertical_alignment="center"):
         st.caption(plain(f"{record.sweep_id}, submitted {moment(record.submitted_at)}"), width="content")
         show_badges(sweep)
@@ -141,10 +143,11 @@ def show_progress(sweep_id: str) -> None:
             show_job(card)
         for reason, count in reasons(waiting(jobs)):
             st.caption(f":material/hourglass: {counted(count, 'job')}: {plain(reason)}")
+        rows = model_rows(jobs)
         st.dataframe(
-            model_rows(jobs),
+            rows,
             hide_index=True,
-            height="content",
+            height="content" if len(rows) <= MOST_ROWS else MOST_ROWS_PX,
             column_config={"Finding": st.column_config.TextColumn(width="large")},
             alt="The model table of this sweep",
         )
@@ -204,13 +207,13 @@ def show_endings(cards: Sequence[EndingCard]) -> None:
 
 
 def cancel_sweep(sweep_id: str) -> None:
-    with panel_link.errors_shown():
+    with panel_link.errors_told():
         jobs = panel_link.scheduler().cancel_sweep(sweep_id)
         st.toast(f"Cancel requested for {counted(jobs, 'job')}")
 
 
 def retry(job_ids: Sequence[str]) -> None:
-    with panel_link.errors_shown():
+    with panel_link.errors_told():
         for job_id in job_ids:
             panel_link.scheduler().retry_job(job_id)
         st.rerun()
