@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+
 from screentest.kit.bus import Bus
 from screentest.kit.store import Store
 from screentest.records import Process

@@ -11,6 +11,7 @@ import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
+
 from screentest.client import Client
 from screentest.errors import AlreadyExists, BadRequest, NotFound, Unauthenticated, Unavailable
 from screentest.records import ArtifactKind, Stamp, SweepSpec, Weights

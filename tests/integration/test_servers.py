@@ -9,12 +9,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
 from screentest.errors import NotFound, Unavailable
 from screentest.kit.bus import Append, Bus
 from screentest.kit.clock import new_event_id, process_of
 from screentest.kit.store import Store
 from screentest_ui import ports, programs, servers
-
 from tests.conftest import Depot, RunningServer
 
 

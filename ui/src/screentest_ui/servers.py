@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from screentest.errors import Unavailable
-
 from screentest_ui import ports
 from screentest_ui.programs import Program
 
