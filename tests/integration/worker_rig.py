@@ -330,7 +330,7 @@ class Rig:
     async def until(self, look: Callable[[], Any], within_s: float, what: str) -> Any:
         try:
             async with asyncio.timeout(within_s):
-                while (found := await look()) is None:  # noqa: ASYNC110  (what is looked at sits in other processes)
+                while (found := await look()) is None:  # it sits in other processes
                     await asyncio.sleep(0.02)
         except TimeoutError:
             raise AssertionError(f"no {what} within {within_s} s; the worker's log:\n{self.log[-6000:]}") from None
