@@ -30,6 +30,8 @@ from screentest.records import (
 
 # A worker that died once may be bad luck; a job that loses its worker three times is the likelier cause.
 INFRASTRUCTURE_BUDGET = 3
+# In a row. What ends attempts before they start (no keyframe, no runner) is not the job's doing, but it may never heal.
+UNSTARTED_BUDGET = 10
 # Heartbeats come every 2 s; a broker restart or a leader change takes up to 7 s.
 WORKER_LOST_AFTER_S = 60.0
 # The worker enforces attempt_s itself; this is how long after that the scheduler does it instead.
@@ -43,7 +45,7 @@ class Entry:
     """All the scheduler keeps of a job: small, because ten thousand finished ones stay in memory.
 
     ``sequence`` is the last of the job's subject: what the next append must expect. ``outcome`` is kept only while
-    the attempt has ended and nothing has followed yet. ``started`` speaks of the current attempt.
+    the attempt has ended and nothing has followed yet. ``began``: when the current attempt Started, None before that.
     """
 
     spec: JobSpec
@@ -52,10 +54,10 @@ class Entry:
     submitted: Stamp
     attempt: int = 0
     rung: int = 0
-    started: bool = False
-    admitted: Stamp | None = None
+    began: Stamp | None = None
     outcome: Outcome | None = None
     infrastructure_losses: int = 0
+    unstarted_losses: int = 0
     cancel_by: str = ""
 
     @property
@@ -88,31 +90,36 @@ def apply(entry: Entry, event: JobEvent, sequence: int) -> Entry:
         case Submitted():
             return entry
         case Admitted(rung=rung):
-            admitted = replace(entry, attempt=event.attempt, rung=rung, started=False, outcome=None)
-            return replace(admitted, admitted=event.stamp)
+            return replace(entry, attempt=event.attempt, rung=rung, began=None, outcome=None)
         case Started():
-            return replace(entry, started=True)
+            return replace(entry, began=event.stamp, unstarted_losses=0)
         case CancelRequested(by=by):
             return replace(entry, cancel_by=by)
         case AttemptEnded(outcome=outcome):
-            # An attempt that never started was not lost by the job's doing and costs no budget.
-            lost = outcome.infrastructure and entry.started
-            return replace(entry, outcome=outcome, infrastructure_losses=entry.infrastructure_losses + lost)
+            return _ended(entry, outcome)
         case Completed() | Failed() | Refused() | Cancelled():
             return replace(entry, outcome=None)
         case _:
             assert_never(event.body)
 
 
+def _ended(entry: Entry, outcome: Outcome) -> Entry:
+    if not outcome.infrastructure:
+        return replace(entry, outcome=outcome)
+    if entry.began is None:
+        return replace(entry, outcome=outcome, unstarted_losses=entry.unstarted_losses + 1)
+    return replace(entry, outcome=outcome, infrastructure_losses=entry.infrastructure_losses + 1)
+
+
 def terminal(entry: Entry) -> Terminal | None:
     """The one terminal event that must follow now; None while the job may still run or be tried again."""
-    if entry.cancel_by and not (entry.state is JobState.RUNNING and entry.started):
+    if entry.cancel_by and entry.state is not JobState.RUNNING:
         return None if entry.state.is_terminal else Cancelled(by=entry.cancel_by)
     if entry.state is not JobState.ENDED or entry.outcome is None:
         return None
     outcome = entry.outcome
     if outcome.infrastructure:
-        return _lost_for_good(entry, outcome) if entry.infrastructure_losses >= INFRASTRUCTURE_BUDGET else None
+        return _lost_for_good(entry, outcome)
     match outcome.failure_class:
         case None:
             return _completed(outcome)
@@ -149,7 +156,7 @@ def expired(entry: Entry, now: datetime) -> Failed | None:
 
 def lost(entry: Entry, now: Stamp, worker_silent_s: float) -> Outcome | None:
     """The outcome to write for a worker that cannot: it is silent, or the attempt is far past its limit."""
-    if not entry.holds_attempt or entry.admitted is None:
+    if not entry.holds_attempt:
         return None
     if worker_silent_s >= WORKER_LOST_AFTER_S:
         return Outcome(
@@ -159,7 +166,8 @@ def lost(entry: Entry, now: Stamp, worker_silent_s: float) -> Outcome | None:
             infrastructure=True,
         )
     limit_s = entry.spec.limits.attempt_s
-    if entry.started and elapsed_s(entry.admitted, now) >= limit_s + ATTEMPT_GRACE_S:
+    # From Started, as the worker counts: waiting for the keyframe, the proof and the runner is not the attempt's time.
+    if entry.began is not None and elapsed_s(entry.began, now) >= limit_s + ATTEMPT_GRACE_S:
         return Outcome(
             failure_class=FailureClass.TIMEOUT,
             cause=f"no outcome {ATTEMPT_GRACE_S:.0f} s after the attempt's limit of {limit_s:g} s",
@@ -182,6 +190,13 @@ def _completed(outcome: Outcome) -> Completed | Failed:
     return Completed(clip=clip)
 
 
-def _lost_for_good(entry: Entry, outcome: Outcome) -> Failed:
-    cause = f"lost {entry.infrastructure_losses} attempts to the machine, the last one: {outcome.cause}"
+def _lost_for_good(entry: Entry, outcome: Outcome) -> Failed | None:
+    """None while a budget lasts."""
+    if entry.infrastructure_losses >= INFRASTRUCTURE_BUDGET:
+        lost = f"lost {entry.infrastructure_losses} attempts to the machine"
+    elif entry.unstarted_losses >= UNSTARTED_BUDGET:
+        lost = f"{entry.unstarted_losses} attempts in a row did not even start"
+    else:
+        return None
+    cause = f"{lost}, the last one: {outcome.cause}"
     return Failed(failure_class=FailureClass.INFRASTRUCTURE, cause=cause, fix=outcome.fix)
