@@ -53,6 +53,9 @@ def run(arguments: list[str]) -> int:
     except ScreentestError as error:
         sys.stderr.write(f"error: {error}\n")
         return USAGE if isinstance(error, BadRequest) else FAILED
+    except OSError as error:  # a full disk, a folder that is not ours
+        sys.stderr.write(f"error: {error.filename or 'a file'}: {error.strerror}; free space or check its owner\n")
+        return FAILED
     return OK
 
 

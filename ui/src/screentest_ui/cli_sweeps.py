@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -14,7 +14,7 @@ import typer
 
 from screentest import folding
 from screentest import table as model_table
-from screentest.client import Client
+from screentest.client import Client, Message
 from screentest.errors import BadRequest, ScreentestError
 from screentest.records import Job, JobEvent, LaneVerdict, Sweep, SweepEvent
 from screentest_ui import printing, reportfetch, sweepfile, waiting
@@ -67,10 +67,12 @@ def watch(
     sweep_id: SweepId,
     json: Json = False,
 ) -> int | None:
-    """Show a sweep until it has ended."""
+    """Show a sweep until it has ended; with --json, every message as one line."""
     with connect() as client:
-        client.get_sweep(sweep_id)
-        return _wait_and_show(client, sweep_id, "", as_json=json, must_complete=False)
+        if not json:
+            return _wait_and_show(client, sweep_id, "", as_json=False, must_complete=False)
+        wait_for_end(client, sweep_id, on_message=lambda message: printing.as_json(message.body))
+    return None
 
 
 def status(
@@ -195,9 +197,19 @@ def send(client: Client, asked: SweepFile, request_id: str = "") -> Sweep:
     return client.submit_sweep(asked.spec(keyframe), request_id=request_id or str(uuid.uuid4())).sweep
 
 
-def wait_for_end(client: Client, sweep_id: str, cursor: str = "", *, quiet: bool = False) -> None:
-    """Shows the sweep until it has settled. A Ctrl-C says how to come back, and goes on."""
-    with LiveSweep(quiet=quiet) as live:
+def wait_for_end(
+    client: Client,
+    sweep_id: str,
+    cursor: str = "",
+    *,
+    quiet: bool = False,
+    on_message: Callable[[Message], None] | None = None,
+) -> None:
+    """Shows the sweep until it has settled, or gives every message to ``on_message`` and shows nothing.
+
+    A Ctrl-C says how to come back, and goes on.
+    """
+    with LiveSweep(quiet=quiet, on_message=on_message) as live:
         try:
             waiting.follow(client, sweep_id, cursor, live, waiting.WorkerWatch(client))
         except KeyboardInterrupt:
@@ -276,7 +288,7 @@ def _show_submitted(sweep: Sweep, *, as_json: bool) -> None:
     for skipped in sweep.record.skipped:
         printing.say(f"{skipped.lane_title}: skipped: {skipped.reason}")
     for lane in sweep.record.lanes:
-        if lane.preflight:
+        if lane.preflight not in {"", "ok"}:
             printing.say(f"{lane.lane_title}: {lane.preflight}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime
 from types import TracebackType
 from typing import Any
@@ -86,8 +86,22 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
 
 def print_model_table(rows: Sequence[model_table.Row]) -> None:
-    """The model table, as the report shows it."""
-    say(model_table.plain(rows).rstrip("\n"))
+    """The model table, as the report shows it; on a terminal folded to its width."""
+    text = model_table.plain(rows).rstrip("\n")
+    if not sys.stdout.isatty():
+        say(text)
+        return
+    numbers = model_table.numbered_footnotes(rows)
+    print_table(model_table.COLUMNS, (_numbered_cells(row, numbers) for row in rows))
+    _, _, notes = text.partition("\n\n")  # earlier tries and footnotes
+    if notes:
+        say(f"\n{notes}")
+
+
+def _numbered_cells(row: model_table.Row, numbers: dict[str, int]) -> tuple[str, ...]:
+    marks = "".join(f" [{number}]" for number in sorted({numbers[text] for text in row.footnotes}))
+    model, *rest = row.cells
+    return (model + marks, *rest)
 
 
 def _one_line(text: str) -> str:
@@ -95,12 +109,16 @@ def _one_line(text: str) -> str:
 
 
 class LiveSweep:
-    """Shows a watched sweep while it goes on: a live table on a terminal, a line per change elsewhere."""
+    """Shows a watched sweep while it goes on: a live table on a terminal, a line per change elsewhere.
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    ``on_message``: gets every message instead, and nothing is shown.
+    """
+
+    def __init__(self, *, quiet: bool = False, on_message: Callable[[Message], None] | None = None) -> None:
         self.watched = WatchedSweep()
-        self._quiet = quiet
-        self._console = err() if quiet else out()
+        self._quiet = quiet or on_message is not None
+        self._on_message = on_message
+        self._console = err() if self._quiet else out()
         self._live: Live | None = None
 
     def __enter__(self) -> LiveSweep:
@@ -115,6 +133,8 @@ class LiveSweep:
 
     def show(self, message: Message) -> None:
         lines = self.watched.apply(message)
+        if self._on_message is not None:
+            self._on_message(message)
         if self._quiet:
             return
         if self._live is not None:
