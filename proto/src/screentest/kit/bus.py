@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -53,6 +54,8 @@ MAX_DELIVER = 10
 VITALS_KEPT_S = 14 * 24 * 3600.0
 # How long one pull waits for the next message; also how soon a reader notices that the broker is away.
 FOLLOW_POLL_S = 5.0
+# Messages on their way to one reader; a slow one holds at most this many.
+READ_AHEAD = 256
 MAX_PAYLOAD_BYTES = 8 * 1024 * 1024
 
 
@@ -108,8 +111,9 @@ class Delivery:
         return int(self._message.metadata.num_delivered or 1)
 
     async def renew(self) -> None:
-        """Tells the broker we still work on it."""
-        await self._message.in_progress()
+        """Tells the broker we still work on it. Unavailable while it is away."""
+        with _translated("the renewal"):
+            await self._message.in_progress()
 
     async def ack(self) -> None:
         """Raises Unavailable when the broker did not confirm it; the message then comes again."""
@@ -124,6 +128,7 @@ class Bus:
         self._client = client
         self._js: JetStreamContext = client.jetstream(timeout=JETSTREAM_TIMEOUT_S)
         self._reconnected = reconnected
+        self._handlers: set[asyncio.Task[None]] = set()
 
     @classmethod
     async def connect(
@@ -181,6 +186,8 @@ class Bus:
 
     async def close(self) -> None:
         """Flushes what was published; no drain: nats-py waits there for handlers that may never end."""
+        for task in self._handlers:
+            task.cancel()
         with contextlib.suppress(nats.errors.Error, TimeoutError):
             await self._client.flush(timeout=2)
         with contextlib.suppress(OSError):  # the broker may be away already
@@ -213,17 +220,25 @@ class Bus:
     async def answer(self, subject: str, handler: Callable[[str, bytes], Awaitable[bytes]]) -> Subscription:
         """Calls ``handler(subject, payload)`` for every request and sends what it returns.
 
-        An error in the handler is logged and not answered: the asker times out and asks again.
+        Requests are handled side by side: a slow one (retire) must not hold up a cancel. An error in the handler is
+        logged and not answered: the asker times out and asks again.
         """
 
-        async def on_message(message: Msg) -> None:
+        async def handle(message: Msg) -> None:
             try:
                 reply = await handler(message.subject, message.data)
+                if message.reply:
+                    with _translated(message.subject):
+                        await message.respond(reply)
             except ScreentestError as error:
                 log.warning("request_refused", subject=message.subject, error=str(error))
-                return
-            if message.reply:
-                await message.respond(reply)
+            except Exception as error:
+                log.exception("request_failed", subject=message.subject, error=str(error))
+
+        async def on_message(message: Msg) -> None:
+            task = asyncio.create_task(handle(message))
+            self._handlers.add(task)
+            task.add_done_callback(self._handlers.discard)
 
         return await self._client.subscribe(subject, cb=on_message)
 
@@ -383,25 +398,26 @@ class Bus:
         )
         with _translated(f"stream {stream}"):
             info = await self._js.add_consumer(stream, config)
-            pull = await self._js.pull_subscribe_bind(consumer=info.name, stream=stream)
+            request = _PullRequest(self._client, f"$JS.API.CONSUMER.MSG.NEXT.{stream}.{info.name}")
+            await request.open()
         pending = info.num_pending or 0
         seen = start_sequence - 1
         try:
             while follow or (pending > 0 and seen < end):
-                # nats-py waits for a batch to fill: ask for what is known to be there, otherwise for the next one.
-                batch = min(pending, 256) or 1
-                for message in await self._fetch(pull, batch, FOLLOW_POLL_S):
-                    metadata = message.metadata
-                    seen, pending = metadata.sequence.stream, metadata.num_pending
-                    yield Stored(
-                        subject=message.subject,
-                        sequence=seen,
-                        event_id=(message.headers or {}).get(EVENT_ID_HEADER, ""),
-                        payload=message.data,
-                    )
+                message = await request.next()
+                if message is None:
+                    continue
+                metadata = message.metadata
+                seen, pending = metadata.sequence.stream, metadata.num_pending
+                yield Stored(
+                    subject=message.subject,
+                    sequence=seen,
+                    event_id=(message.headers or {}).get(EVENT_ID_HEADER, ""),
+                    payload=message.data,
+                )
         finally:
             with contextlib.suppress(nats.errors.Error, TimeoutError, ScreentestError):
-                await pull.unsubscribe()
+                await request.close()
                 await self._js.delete_consumer(stream, info.name)
 
     async def _fetch(self, pull: JetStreamContext.PullSubscription, batch: int, timeout_s: float) -> list[Msg]:
@@ -443,6 +459,58 @@ class Bus:
                 consumer=subjects.lane_consumer(host, device, lane_id), stream=subjects.JOBS_STREAM
             )
         return LanePuller(self, pull)
+
+
+class _PullRequest:
+    """Standing pull requests of one reader: messages come as they are written, up to a batch ahead of the reader.
+
+    nats-py's own ``fetch`` waits for its batch to fill, and makes two tasks per message (measured with 10,000
+    messages: 0.46 s of CPU against 0.19 s here).
+    """
+
+    def __init__(self, client: Client, next_subject: str) -> None:
+        self._client = client
+        self._next_subject = next_subject
+        self._inbox = client.new_inbox()
+        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()
+        self._subscription: Subscription | None = None
+        self._outstanding = 0
+
+    async def open(self) -> None:
+        self._subscription = await self._client.subscribe(self._inbox, cb=self._arrived.put)
+
+    async def close(self) -> None:
+        if self._subscription is not None:
+            await self._subscription.unsubscribe()
+
+    async def next(self) -> Msg | None:
+        """None when nothing came for a while. Unavailable when the broker or the consumer is away."""
+        if self._outstanding == 0:
+            ask = {"batch": READ_AHEAD, "expires": int(FOLLOW_POLL_S * 1e9)}
+            with _translated(self._next_subject):
+                await self._client.publish(self._next_subject, json.dumps(ask).encode(), reply=self._inbox)
+            self._outstanding = READ_AHEAD
+        message = self._arrived.get_nowait() if not self._arrived.empty() else await self._wait()
+        if message is None:
+            return None
+        status = (message.headers or {}).get(Header.STATUS.value) if not message.data else None
+        if status is None:
+            self._outstanding -= 1
+            return message
+        self._outstanding = 0
+        if status not in {"404", "408"}:  # no messages, expired: ask again; all else ends this consumer
+            raise Unavailable(f"reading stopped: {(message.headers or {}).get(Header.DESCRIPTION.value, status)}")
+        return None
+
+    async def _wait(self) -> Msg | None:
+        try:
+            async with asyncio.timeout(FOLLOW_POLL_S + 1):
+                return await self._arrived.get()
+        except TimeoutError:
+            if not self._client.is_connected:
+                raise Unavailable("the broker is away") from None
+            self._outstanding = 0  # the request went down with an earlier connection
+            return None
 
 
 class LanePuller:
