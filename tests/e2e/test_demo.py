@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import av
+import playwright.sync_api as playwright
 import pytest
 
 from screentest_ui import programs
@@ -16,6 +18,17 @@ from screentest_ui.home import Home
 
 ROOT = Path(__file__).parents[2]
 FRAMES = 25
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+
+# Every video of the page, played to its end at four times the speed; what each came to.
+PLAY_ALL = """async () => Promise.all([...document.querySelectorAll('video')].map(video => new Promise(resolve => {
+  video.muted = true;
+  video.playbackRate = 4;
+  video.addEventListener('ended', () => resolve('ended'));
+  video.addEventListener('error', () => resolve('error ' + (video.error && video.error.message)));
+  video.play().catch(error => resolve('refused ' + error));
+  setTimeout(() => resolve('timeout'), 30000);
+})))"""
 
 pytestmark = [
     pytest.mark.slow,
@@ -70,6 +83,19 @@ def test_report_is_whole(report: Path) -> None:
     assert all((report / entry["name"]).stat().st_size == entry["size_bytes"] for entry in document["files"])
     assert (report / "index.html").exists()
     assert (report / "report.md").exists()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
+def test_ten_clips_play_to_their_end_in_a_browser_from_the_fetched_folder(report: Path) -> None:
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        )
+        page = browser.new_page()
+        page.goto((report / "index.html").as_uri())
+        endings = page.evaluate(PLAY_ALL)
+        browser.close()
+    assert endings == ["ended"] * 10
 
 
 def test_it_says_how_to_go_on(demo: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
