@@ -55,6 +55,11 @@ def dispatch(host: str, device: str, lane_id: str, job_id: str, attempt: int) ->
     return f"jobs.{host}.{device}.{lane_id}.{job_id}.{attempt}"
 
 
+def dispatched_job(subject: str) -> str:
+    """The job id in a dispatch subject."""
+    return subject.split(".")[4]
+
+
 def lane_dispatches(host: str, device: str, lane_id: str) -> str:
     """Filter: what the consumer of one lane pulls."""
     return f"jobs.{host}.{device}.{lane_id}.>"

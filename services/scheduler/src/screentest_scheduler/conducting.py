@@ -203,6 +203,7 @@ class Conductor:
         sweep_id = sweep.record.sweep_id
         try:
             entries = self._ledger.sweep_jobs(sweep_id)
+            await self._sweep_up(sweep)
             proofs = [
                 DeviceProof(host=host, device=device, proof=await self._final_proof(host, device))
                 for host, device in followups.devices(entries)
@@ -213,6 +214,13 @@ class Conductor:
             log.warning("settle_interrupted", sweep=sweep_id, error=str(error))
         finally:
             self._settling.discard(sweep_id)
+
+    async def _sweep_up(self, sweep: SweepState) -> None:
+        """Withdraws dispatch messages whose worker died between its last event and its acknowledgement."""
+        mine = set(sweep.job_ids)
+        for subject in await self._bus.dispatched():
+            if subjects.dispatched_job(subject) in mine:
+                await self._bus.withdraw(subject)
 
     async def _final_proof(self, host: str, device: str) -> Proof | None:
         """How the device is left: held by one registered runner that is warm, or free.
