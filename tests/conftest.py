@@ -15,6 +15,18 @@ from screentest.kit.store import Store
 from screentest.records import Process
 from screentest_ui import ports, programs, servers
 
+FOLDERS = ("contract", "unit", "integration", "faults", "e2e")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Fast tests first: a broken rule shows in seconds, before a model is built or a browser started."""
+
+    def rank(item: pytest.Item) -> tuple[bool, int]:
+        folder = item.path.relative_to(Path(__file__).parent).parts[0]
+        return item.get_closest_marker("slow") is not None, FOLDERS.index(folder)
+
+    items.sort(key=rank)
+
 
 class RunningServer:
     """One server process that a test may kill and start again on the same port and state."""

@@ -19,7 +19,8 @@ _ID = re.compile(r"[a-z0-9-]{1,63}")
 
 def legal_form(text: str) -> str:
     """The nearest legal id: ``Wan2.1-T2V`` becomes ``wan2-1-t2v``."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63].strip("-") or "unnamed"
+    plain = re.sub(r"['’]", "", text.lower())
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:63].strip("-") or "unnamed"
 
 
 def check_id(text: str, what: str, field: str = "") -> str:
