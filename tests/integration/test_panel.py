@@ -201,10 +201,12 @@ def test_a_keyframe_that_is_no_picture_is_refused_with_the_reason(world: World) 
     assert "this file is no picture" in words(healthy(app))
 
 
-def test_all_and_none_choose_a_whole_task(world: World) -> None:
+def test_all_chooses_the_lanes_of_a_task_that_have_a_worker(world: World) -> None:
+    world.lanes.append(lane("later", "Later", alive=False))
     app = opened("submit")
     app.button(key="all-t2v").click().run()
-    assert (app.checkbox(key="lane-stub").value, app.checkbox(key="lane-stub-i2v").value) == (True, False)
+    chosen = {lane_id: app.checkbox(key=f"lane-{lane_id}").value for lane_id in ("stub", "later", "stub-i2v")}
+    assert chosen == {"stub": True, "later": False, "stub-i2v": False}
     app.button(key="none-t2v").click().run()
     assert not app.checkbox(key="lane-stub").value
 

@@ -102,9 +102,11 @@ def ask_lanes(lanes: Sequence[LaneView]) -> tuple[tuple[str, ...], dict[str, obj
 
 
 def choose_all(task: Task, group: Sequence[LaneView]) -> None:
+    """Two shortcuts. A lane without a worker would wait for one: it is chosen by hand or not at all."""
     keys = [f"lane-{lane.lane_id}" for lane in group]
+    live = [f"lane-{lane.lane_id}" for lane in group if lane.worker_alive]
     with st.container(horizontal=True):
-        st.button("All", key=f"all-{task}", on_click=set_lanes, args=(keys, True), type="tertiary")
+        st.button("All with a worker", key=f"all-{task}", on_click=set_lanes, args=(live, True), type="tertiary")
         st.button("None", key=f"none-{task}", on_click=set_lanes, args=(keys, False), type="tertiary")
 
 

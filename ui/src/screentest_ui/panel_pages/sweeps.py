@@ -157,7 +157,7 @@ def show_progress(sweep_id: str) -> None:
 
 def show_actions(sweep: Sweep, jobs: Sequence[Job]) -> None:
     sweep_id = sweep.record.sweep_id
-    with st.container(horizontal=True):
+    with st.container(horizontal=True, vertical_alignment="center"):
         if not sweep.over:
             with st.popover("Cancel sweep", icon=":material/close:"):
                 st.write("Queued jobs end at once; the running one is stopped and its process tree removed.")
