@@ -298,14 +298,6 @@ def test_weights_that_are_not_there_are_named(tmp_path: Path) -> None:
     assert "THUDM/CogVideoX-2b" in failed.message
 
 
-def test_full_random_weights_are_refused(tmp_path: Path) -> None:
-    with RunnerProcess(lane_of("cogvideox-2b"), tmp_path) as runner:
-        runner.open()
-        runner.load("full-random")
-        failed = runner.until(Failed, fails=True)
-    assert failed.failure_class is FailureClass.PREFLIGHT_REFUSED
-
-
 def test_miniature_is_built_once_and_found_again(tmp_path: Path, cache: Path) -> None:
     lane = lane_of("cogvideox-5b")
     builds = []

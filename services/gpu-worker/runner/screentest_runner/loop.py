@@ -253,6 +253,8 @@ class Runner:
             loads=self._loads,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             peak_device_bytes=self._adapter.peak_device_bytes(),
+            peak_memory_by_phase=self._adapter.peak_memory_by_phase(),
+            peak_tensors_by_phase=self._adapter.peak_tensors_by_phase(),
         )
 
 

@@ -73,10 +73,11 @@ def _make_components(lane: dict[str, Any], pipeline_class: type) -> dict[str, An
     import torch
 
     torch.manual_seed(SEED)
-    return {name: _make(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
+    return {name: make(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
 
 
-def _make(name: str, part: dict[str, Any], lane: dict[str, Any], pipeline_class: type) -> Any:
+def make(name: str, part: Mapping[str, Any], lane: dict[str, Any], pipeline_class: type) -> Any:
+    """One component: its `config` with the values of its `miniature` table."""
     config = merged(part.get("config", {}), part.get("miniature", {}))
     class_name = part["class"]
     if class_name in MAKERS:
@@ -98,7 +99,7 @@ def _make_image_processor(class_name: str, config: dict[str, Any], pipeline_clas
     return transformers.CLIPProcessor(images, MAKERS["CLIPTokenizer"](pipeline_class))
 
 
-def component_class(part: dict[str, Any], name: str, lane_id: str) -> Any:
+def component_class(part: Mapping[str, Any], name: str, lane_id: str) -> Any:
     """The class that a component's table names. Raises AttemptFailure(layout) when the library has none such."""
     import importlib
 

@@ -10,6 +10,7 @@ from screentest_runner.failures import AttemptFailure
 from screentest_runner.protocol import FailureClass, Phase, PhaseChanged, RunnerReply, StepDone
 
 Reply = Callable[[RunnerReply], None]
+PhaseEnded = Callable[[Phase], None]
 
 
 def phase_changed(attempt_id: str | None, phase: Phase) -> PhaseChanged:
@@ -27,14 +28,21 @@ class AttemptProgress:
         self.steps_done = 0
         self._reply = reply
         self._cancelled = cancelled
+        self._phase_ended: PhaseEnded | None = None
         self._phase_began = self._step_began = time.perf_counter()
         reply(phase_changed(attempt_id, self.phase))
+
+    def on_phase_end(self, phase_ended: PhaseEnded) -> None:
+        """Have it called with every phase that ends, before its time is taken."""
+        self._phase_ended = phase_ended
 
     def enter(self, phase: Phase) -> None:
         """Begin a phase, unless it has begun already; phases never go back."""
         self.check_cancelled()
         if list(Phase).index(phase) <= list(Phase).index(self.phase):
             return
+        if self._phase_ended is not None:
+            self._phase_ended(self.phase)
         now = time.perf_counter()
         self.timings_s[self.phase.value] = now - self._phase_began
         self.phase, self._phase_began, self._step_began = phase, now, now

@@ -102,6 +102,7 @@ class Load:
     weights_dir: folder of the checkpoint; None for miniature weights. base_dir: the second folder of a lane that is
     assembled from two repositories, else None. rung: one entry of the lane's ladder. cache_dir: where miniatures are
     kept between runs. attempt_id: for the phases that loading reports, None when no attempt waits for it.
+    memory_cap_gib: how much device memory torch may take, to try a smaller card; None for all. Ignored on cpu.
     """
 
     lane: dict[str, Any]
@@ -111,6 +112,7 @@ class Load:
     weights_dir: str | None = None
     base_dir: str | None = None
     attempt_id: str | None = None
+    memory_cap_gib: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -176,8 +178,8 @@ class PhaseChanged:
 class Loaded:
     """The pipeline is on the device.
 
-    load_s: seconds from Load to here, without build_s. build_s: seconds spent making the miniature weights, None when
-    they came from the cache or were no miniatures. loads: how many loads this process has done.
+    load_s: seconds from Load to here, without build_s. build_s: seconds spent making miniature or full-random weights,
+    None when they came from the cache or the hub. loads: how many loads this process has done.
     rss_bytes, device_bytes: memory in use after the load; None where unknown (device_bytes is None on cpu).
     """
 
@@ -206,7 +208,9 @@ class Decoded:
     timings_s: phase to seconds (`encoding_prompt`, `denoising`, `decoding`, and `writing` for the uint8 file).
     finite_fraction: finite values among the decoded floats; always 1.0 here, since anything less is Failed(nan).
     loads: loads this process has done, 1 on every warm attempt. peak_rss_bytes: of the process so far.
-    peak_device_bytes: of this attempt; None on cpu.
+    peak_device_bytes: of this attempt; None on cpu. peak_memory_by_phase: phase to the most device memory, in bytes,
+    that torch held in it (`max_memory_reserved`: freed memory that it keeps counts); `loading` is the process's.
+    peak_tensors_by_phase: the same of what tensors took (`max_memory_allocated`). Both None on cpu.
     """
 
     attempt_id: str
@@ -219,6 +223,8 @@ class Decoded:
     loads: int
     peak_rss_bytes: int | None = None
     peak_device_bytes: int | None = None
+    peak_memory_by_phase: dict[str, int] | None = None
+    peak_tensors_by_phase: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

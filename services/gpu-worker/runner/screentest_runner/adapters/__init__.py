@@ -21,7 +21,7 @@ class Adapter(Protocol):
         """Import what load and generate need, without CUDA; returns package versions for the manifest."""
 
     def load(self, load: Load, device: str) -> float | None:
-        """Put the pipeline on the device. Returns seconds spent building miniature weights, None when none were."""
+        """Put the pipeline on the device. Returns seconds spent making weights, None when none were."""
 
     def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
         """One clip; enters `denoising` and reports every step."""
@@ -31,6 +31,12 @@ class Adapter(Protocol):
 
     def peak_device_bytes(self) -> int | None:
         """Largest device memory since the last generate began, None where unknown."""
+
+    def peak_memory_by_phase(self) -> dict[str, int] | None:
+        """Phase to the largest device memory held in it, of the load and the last generate; None where unknown."""
+
+    def peak_tensors_by_phase(self) -> dict[str, int] | None:
+        """The same of the memory that tensors took."""
 
 
 ADAPTERS: dict[str, type[Adapter]] = {

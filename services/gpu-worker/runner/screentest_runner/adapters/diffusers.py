@@ -12,7 +12,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any
 
-from screentest_runner import gates, miniature
+from screentest_runner import full_random, gates, miniature
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.frames import Clip
 from screentest_runner.keyframe import read_keyframe
@@ -21,6 +21,8 @@ from screentest_runner.protocol import FailureClass, Generate, Load, Phase
 
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pillow")
 DENOISERS = ("transformer", "unet")
+STREAMED = (*DENOISERS, "text_encoder", "text_encoder_2", "image_encoder")  # by a group_offload rung, where present
+GIB = 2**30
 UINT8_CHUNK_FRAMES = 16  # bounds the float32 copy on the device; one frame at a time costs a launch each
 
 
@@ -42,6 +44,7 @@ class DiffusersAdapter:
         self._device = "cpu"
         self._progress: AttemptProgress | None = None
         self._decoded = _FiniteCount()
+        self._memory = _PhaseMemory(is_known=False)
 
     # --- Prepare
 
@@ -75,19 +78,39 @@ class DiffusersAdapter:
     def load(self, load: Load, device: str) -> float | None:
         import torch
 
-        checkpoint = self._checkpoint(load)
-        pipe = self.assemble(checkpoint.main, checkpoint.base)
+        self._memory = _PhaseMemory(is_known=device != "cpu")
+        if load.memory_cap_gib is not None and device != "cpu":
+            _cap_memory(load.memory_cap_gib)
+        pipe, build_s = self._weights(load, torch.device(device))
         pipe.set_progress_bar_config(disable=True)
         denoiser = _denoiser_name(pipe)
         gates.check_channels(pipe, denoiser, self.lane["components"][denoiser]["config"].get("in_channels"))
-        gates.check_tokenizers(pipe, checkpoint.base or checkpoint.main)
         gates.check_text_encoders(pipe)
         self._place(pipe, load.rung, torch.device(device))
         for path in self.lane["pipeline"].get("before_call", []):
             _method(pipe, path)()
         self._watch(pipe)
         self._pipe, self._device = pipe, device
-        return checkpoint.build_s
+        self._memory.phase_ended(Phase.LOADING)
+        return build_s
+
+    def _weights(self, load: Load, device: Any) -> tuple[Any, float | None]:
+        """The pipeline, and the seconds spent making its weights (None when they were there)."""
+        if load.weights == "full-random":
+            began = time.perf_counter()
+            pipe = full_random.make_pipeline(
+                self.lane,
+                self.pipeline_class(),
+                dtype_of=self.dtype_of,
+                home_of=lambda name: _home(name, load.rung, device),
+                device=device,
+            )
+            return pipe, time.perf_counter() - began
+        checkpoint = self._checkpoint(load)
+        pipe = self.assemble(checkpoint.main, checkpoint.base)
+        # full-random weights have no such gate: their tokenizers are made on the spot, not read from a file
+        gates.check_tokenizers(pipe, checkpoint.base or checkpoint.main)
+        return pipe, checkpoint.build_s
 
     def _checkpoint(self, load: Load) -> Checkpoint:
         has_base = "base_repo" in self.lane["model"]
@@ -105,11 +128,8 @@ class DiffusersAdapter:
                     base=folder / "base" if has_base else None,
                     build_s=time.perf_counter() - began if is_new else None,
                 )
-            case "full-random":
-                raise AttemptFailure(
-                    FailureClass.PREFLIGHT_REFUSED,
-                    "this runner cannot make full-random weights; submit with --weights miniature or hub",
-                )
+            case other:
+                raise AttemptFailure(FailureClass.INFRASTRUCTURE, f"{other} weights have no folder")
 
     def _downloaded(self, load: Load, has_base: bool) -> Checkpoint:
         model = self.lane["model"]
@@ -176,23 +196,22 @@ class DiffusersAdapter:
         if offload_type is None:
             pipe.to(device)
             return
-        streamed = {part for part in pipe.components if part == name or part.startswith("text_encoder")}
+        if hasattr(pipe.vae, "use_tiling"):  # all VAEs but SVD's, which decodes in chunks of frames instead
+            pipe.vae.enable_tiling()
         pipe.enable_group_offload(
             onload_device=device,
             offload_device=torch.device("cpu"),
             offload_type=offload_type,
             num_blocks_per_group=1 if offload_type == "block_level" else None,
             use_stream=device.type == "cuda",
-            exclude_modules=[part for part in pipe.components if part not in streamed],
+            exclude_modules=[part for part in pipe.components if part not in STREAMED],
         )
 
     # --- Generate
 
     def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
-        import torch
-
-        if self._device != "cpu":
-            torch.cuda.reset_peak_memory_stats()
+        self._memory.reset()
+        progress.on_phase_end(self._memory.phase_ended)
         self._progress, self._decoded = progress, _FiniteCount()
         try:
             video = self._call(generate, progress)
@@ -208,6 +227,15 @@ class DiffusersAdapter:
 
     def _call(self, generate: Generate, progress: AttemptProgress) -> Any:
         """The pipeline's video, (T, C, H, W) floats in 0..1 on the device."""
+        arguments = self.arguments(generate)
+        if "callback_on_step_end" in inspect.signature(self._pipe.__call__).parameters:
+            arguments["callback_on_step_end"] = _step_callback(progress)
+            return self._pipe(**arguments).frames[0]
+        with _StepsOfScheduler(self._pipe.scheduler, progress):
+            return self._pipe(**arguments).frames[0]
+
+    def arguments(self, generate: Generate) -> dict[str, Any]:
+        """The pipeline's keyword arguments, without the callback. Raises AttemptFailure(bad_kwargs)."""
         import torch
 
         taken = inspect.signature(self._pipe.__call__).parameters
@@ -221,12 +249,7 @@ class DiffusersAdapter:
                 FailureClass.BAD_KWARGS,
                 f"{type(self._pipe).__name__} takes no {', '.join(unknown)}; change [parameters]",
             )
-        arguments |= {"generator": torch.Generator("cpu").manual_seed(generate.seed), "output_type": "pt"}
-        if "callback_on_step_end" in taken:
-            arguments["callback_on_step_end"] = _step_callback(progress)
-            return self._pipe(**arguments).frames[0]
-        with _StepsOfScheduler(self._pipe.scheduler, progress):
-            return self._pipe(**arguments).frames[0]
+        return arguments | {"generator": torch.Generator("cpu").manual_seed(generate.seed), "output_type": "pt"}
 
     def _watch(self, pipe: Any) -> None:
         """Tell the running attempt when the first denoising begins, and look at everything the VAE decodes."""
@@ -252,7 +275,13 @@ class DiffusersAdapter:
         return self._cuda_bytes("memory_reserved")
 
     def peak_device_bytes(self) -> int | None:
-        return self._cuda_bytes("max_memory_reserved")
+        return self._memory.peak()
+
+    def peak_memory_by_phase(self) -> dict[str, int] | None:
+        return self._memory.held if self._memory.is_known else None
+
+    def peak_tensors_by_phase(self) -> dict[str, int] | None:
+        return self._memory.tensors if self._memory.is_known else None
 
     def _cuda_bytes(self, reading: str) -> int | None:
         if self._device == "cpu":
@@ -260,6 +289,40 @@ class DiffusersAdapter:
         import torch
 
         return int(getattr(torch.cuda, reading)())
+
+
+class _PhaseMemory:
+    """Peak device memory of each phase that has ended, in bytes, by the phase's name."""
+
+    def __init__(self, *, is_known: bool) -> None:
+        self.is_known = is_known  # not on a cpu
+        self.held: dict[str, int] = {}
+        self.tensors: dict[str, int] = {}
+
+    def reset(self) -> None:
+        """Forget the attempt before; the load's peak stays."""
+        for peaks in (self.held, self.tensors):
+            for phase in peaks.keys() - {Phase.LOADING.value}:
+                del peaks[phase]
+        if self.is_known:
+            import torch
+
+            torch.cuda.reset_peak_memory_stats()  # an attempt that failed has left its own
+
+    def phase_ended(self, phase: Phase) -> None:
+        """Waits for the device, so that no work of this phase counts, in time or memory, for the next."""
+        if not self.is_known:
+            return
+        import torch
+
+        torch.cuda.synchronize()
+        self.held[phase.value] = torch.cuda.max_memory_reserved()
+        self.tensors[phase.value] = torch.cuda.max_memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+
+    def peak(self) -> int | None:
+        """Of the last attempt; None where unknown."""
+        return max((held for phase, held in self.held.items() if phase != Phase.LOADING.value), default=None)
 
 
 class _FiniteCount:
@@ -314,6 +377,28 @@ def _check_finite(latents: Any, progress: AttemptProgress) -> None:
         raise AttemptFailure(
             FailureClass.NAN, f"the latents of step {progress.steps_done + 1} are not finite; check the lane's dtype"
         )
+
+
+def _home(name: str, rung: dict[str, Any], device: Any) -> full_random.Home:
+    """Where full-random weights are made: on the device what stays there, on the host what a rung stores smaller or
+    streams, as a checkpoint read from disk would be.
+    """
+    import torch
+
+    is_streamed = "group_offload" in rung and name in STREAMED
+    is_cast = bool(rung.get("layerwise_fp8")) and name in DENOISERS
+    if not (is_streamed or is_cast):
+        return full_random.Home(device=device)
+    # page-locked at once, or streaming would make a second copy of tens of gigabytes
+    return full_random.Home(device=torch.device("cpu"), is_pinned=is_streamed and device.type == "cuda")
+
+
+def _cap_memory(cap_gib: float) -> None:
+    """Torch may take so much of the device and no more: past it comes the error of a card that is full."""
+    import torch
+
+    total = torch.cuda.get_device_properties().total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gib * GIB / total))
 
 
 def _denoiser_name(pipe: Any) -> str:

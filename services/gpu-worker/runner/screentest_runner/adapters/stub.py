@@ -73,6 +73,12 @@ class StubAdapter:
     def peak_device_bytes(self) -> int | None:
         return None
 
+    def peak_memory_by_phase(self) -> dict[str, int] | None:
+        return None
+
+    def peak_tensors_by_phase(self) -> dict[str, int] | None:
+        return None
+
 
 def draw(generate: Generate, frames: int) -> Clip:
     """The clip as (frames, height, width, 3) uint8."""
