@@ -98,7 +98,7 @@ def _fill(model: Any, dtype: Any, home: Home, generator: Any) -> None:
     made: dict[Any, Any] = {}  # keyed by the empty parameter itself, which keeps it alive and its identity unique
     for path, module, leaf, empty in _parameters(model):
         if empty not in made:
-            wanted = torch.float32 if kept & set((*path.split("."), leaf)) else dtype
+            wanted = torch.float32 if kept & {*path.split("."), leaf} else dtype
             tensor = torch.empty(empty.shape, dtype=wanted, device=home.device, pin_memory=home.is_pinned)
             _draw(tensor, module, leaf, generator)
             made[empty] = torch.nn.Parameter(tensor, requires_grad=False)

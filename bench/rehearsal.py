@@ -1,0 +1,639 @@
+"""The dress rehearsal: every lane at full size with random weights on one GPU, measured through the real runner.
+
+One fresh runner process a lane, over the runner's own JSON lines, to a real MP4. Beside it, in the same process and on
+the same components, one bare call of the diffusers pipeline with the same steps. Results are written lane by lane;
+`--resume` takes those of an earlier run over. Needs the model environment `diffusers` and nvidia-ml-py:
+
+    python bench/rehearsal.py --out bench/results/rehearsal.json
+    python bench/rehearsal.py --out bench/results/rehearsal-16gib.json --memory-cap-gib 16 --reference \
+        bench/results/rehearsal.json
+
+A cap is torch's share of the device's memory; what CUDA itself takes (about half a GiB) comes on top of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import queue
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Self
+
+ROOT = Path(__file__).resolve().parents[1]
+RUNNER_SOURCE = ROOT / "services" / "gpu-worker" / "runner"
+sys.path[:0] = [str(RUNNER_SOURCE), str(ROOT / "proto" / "src")]
+
+from screentest.lanes import Lane, load_lane  # noqa: E402
+from screentest_runner.protocol import (  # noqa: E402
+    REPLY_FD_VARIABLE,
+    Decoded,
+    Encode,
+    Encoded,
+    EncodeFailed,
+    Failed,
+    Generate,
+    Load,
+    Loaded,
+    Message,
+    Open,
+    PhaseChanged,
+    Prepare,
+    Prepared,
+    StepDone,
+    Stop,
+    Stopped,
+    parse,
+    to_line,
+)
+
+GIB = 2**30
+BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
+PROMPT = "A cathedral of obsidian under cracked glass, two figures in heavy coats, slow dolly in, film grain."
+BARE = "bare"  # attempts whose id begins so are the pipeline alone, see _side_by_side
+SEED = 7
+REPLY_DEADLINE_S = 420.0
+STEPS_OF_EXTRAPOLATED = 6
+# Shortest first, so that an interrupted sweep has most of its results. Source of the order: the seconds per clip that
+# reference measurements gave on an H200.
+ORDER = (
+    "ltx-video-13b-distilled",
+    "stable-video-diffusion-xt",
+    "cogvideox-2b",
+    "hunyuanvideo-i2v",
+    "wan2-1-t2v-1-3b",
+    "mochi-1-preview",
+    "cogvideox-5b",
+    "skyreels-v1-hunyuan-i2v",
+    "skyreels-v2-df-14b-540p",
+    "skyreels-v2-i2v-14b-540p",
+)
+FULL_STEPS = ORDER[:4]  # clips of less than a minute run whole
+
+
+class ChildEnded(Exception):
+    """A child process ended or stayed silent; the text says which and what its log says last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """One run of the script. memory_cap_gib: None for the whole device. rungs: names to try, None for all."""
+
+    lanes: tuple[str, ...]
+    memory_cap_gib: float | None
+    rungs: tuple[str, ...] | None
+    steps: int
+    full_steps: bool
+    bare: bool
+    device: str
+    weights: str
+    deadline: float
+
+
+# --- the device's own counters ----------------------------------------------------------------------------------------
+
+
+class Gpu:
+    """NVML readings of the first device; every one None where there is no NVML (a cpu)."""
+
+    def __init__(self, device: str) -> None:
+        self._nvml: Any = None
+        if device == "cpu":
+            return
+        import pynvml
+
+        pynvml.nvmlInit()
+        self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
+
+    def energy_j(self) -> float | None:
+        """The energy counter, joules since the driver was loaded."""
+        if self._nvml is None:
+            return None
+        return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
+
+    def facts(self) -> dict[str, Any]:
+        if self._nvml is None:
+            return {"gpu": None, "driver": None, "gpu_memory_gib": None}
+        return {
+            "gpu": self._nvml.nvmlDeviceGetName(self._handle),
+            "driver": self._nvml.nvmlSystemGetDriverVersion(),
+            "gpu_memory_gib": round(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total / GIB, 1),
+        }
+
+
+# --- children ---------------------------------------------------------------------------------------------------------
+
+
+class Child:
+    """A child that speaks the protocol. A thread stamps each reply with the time and the energy of its arrival."""
+
+    def __init__(self, command: list[str], log: Path, gpu: Gpu, pass_fds: tuple[int, ...] = ()) -> None:
+        read_fd, write_fd = os.pipe()
+        with log.open("ab") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, *command],
+                stdin=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
+                pass_fds=(write_fd, *pass_fds),
+                env={**os.environ, REPLY_FD_VARIABLE: str(write_fd), "PYTHONPATH": _python_path()},
+            )
+        os.close(write_fd)
+        self._log, self._gpu = log, gpu
+        self._replies: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+        self.stamps: list[tuple[Message, float, float | None]] = []
+        threading.Thread(target=self._read, args=(read_fd,), daemon=True).start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _read(self, read_fd: int) -> None:
+        with os.fdopen(read_fd, "rb") as replies:
+            for line in replies:
+                message = parse(line)
+                is_border = isinstance(message, PhaseChanged | Decoded)  # reading energy at each step is not needed
+                self.stamps.append((message, time.perf_counter(), self._gpu.energy_j() if is_border else None))
+                self._replies.put(message)
+        self._replies.put(None)
+
+    def send(self, message: Message) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write(to_line(message))
+        self.process.stdin.flush()
+
+    def until(self, *kinds: type) -> Message:
+        """The next reply of one of the kinds. Raises ChildEnded."""
+        while True:
+            try:
+                message = self._replies.get(timeout=REPLY_DEADLINE_S)
+            except queue.Empty:
+                raise ChildEnded(f"no reply within {REPLY_DEADLINE_S:.0f} s; {self._last_words()}") from None
+            if message is None:
+                raise ChildEnded(f"the child ended with {self.process.wait()}; {self._last_words()}")
+            if isinstance(message, kinds):
+                return message
+
+    def since(self, kind: type, attempt_id: str) -> list[Any]:
+        return [
+            message for message, _, _ in self.stamps if isinstance(message, kind) and message.attempt_id == attempt_id
+        ]
+
+    def _last_words(self) -> str:
+        return f"its log ends: {self._log.read_text(errors='replace')[-1500:]}"
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(RUNNER_SOURCE), os.environ.get("PYTHONPATH")]))
+
+
+class RunnerChild(Child):
+    """A runner that has begun to import; it touches the device when `load` is called."""
+
+    def __init__(self, lane: Lane, folder: Path, gpu: Gpu) -> None:
+        self.lane, self.folder = lane, folder
+        self._lock_fd = os.open(folder / "gpu.lock", os.O_RDWR | os.O_CREAT, 0o600)
+        super().__init__([__file__, "--as-runner"], folder / f"{lane.id}.log", gpu, (self._lock_fd,))
+        self.send(Prepare(lane=lane.content))
+
+    def load(self, rung: dict[str, Any], plan: Plan) -> tuple[Prepared, Loaded | Failed]:
+        prepared = self.until(Prepared, Failed)
+        if isinstance(prepared, Failed):
+            raise ChildEnded(f"Prepare failed: {prepared.message}\n{prepared.traceback[-1500:]}")
+        self.send(Open(lock_fd=self._lock_fd, device=plan.device))
+        os.close(self._lock_fd)
+        self.send(
+            Load(
+                lane=self.lane.content,
+                weights=plan.weights,
+                rung=rung,
+                cache_dir=str(self.folder / "miniatures"),
+                memory_cap_gib=plan.memory_cap_gib,
+            )
+        )
+        return prepared, self.until(Loaded, Failed)
+
+    def generate(self, attempt_id: str, call: dict[str, Any]) -> Decoded | Failed:
+        keyframe = str(_keyframe(self.folder)) if self.lane.task == "i2v" else None
+        self.send(
+            Generate(
+                attempt_id=attempt_id,
+                call=call,
+                seed=SEED,
+                frames_path=str(self.folder / "frames.raw"),
+                fps=float(self.lane.defaults["fps"]),
+                keyframe_path=keyframe,
+            )
+        )
+        return self.until(Decoded, Failed)
+
+    def stop(self) -> None:
+        self.send(Stop())
+        self.until(Stopped)
+        self.process.wait(timeout=60)
+
+
+def _keyframe(folder: Path) -> Path:
+    """A picture to begin with: a gradient with a disc, which no resize can hide."""
+    from PIL import Image, ImageDraw
+
+    path = folder / "keyframe.png"
+    if not path.exists():
+        picture = Image.linear_gradient("L").resize((1280, 720)).convert("RGB")
+        ImageDraw.Draw(picture).ellipse((500, 220, 780, 500), fill=(200, 80, 40))
+        picture.save(path)
+    return path
+
+
+def _side_by_side() -> int:
+    """The runner itself, with one addition: an attempt called `bare...` is the diffusers call and nothing of ours."""
+    from screentest_runner import adapters
+    from screentest_runner.__main__ import main
+
+    def with_bare(kind: type) -> type:
+        class SideBySide(kind):
+            def _call(self, generate: Any, progress: Any) -> Any:
+                if not generate.attempt_id.startswith(BARE):
+                    return super()._call(generate, progress)
+                pipe = self._pipe
+                pipe.vae.__dict__.pop("decode", None)  # the finite check
+                for name in ("transformer", "unet"):
+                    if getattr(pipe, name, None) is not None:
+                        getattr(pipe, name)._forward_pre_hooks.clear()  # the phase report
+                return pipe(**self.arguments(generate)).frames[0]
+
+        return SideBySide
+
+    for name in ("diffusers", "skyreels_v1"):
+        adapters.ADAPTERS[name] = with_bare(adapters.ADAPTERS[name])
+    return main()
+
+
+# --- one lane ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class Sweep:
+    """The state of a run: its plan, its results, and the runner that already imports for the next lane."""
+
+    plan: Plan
+    document: dict[str, Any]
+    out: Path
+    folder: Path
+    gpu: Gpu
+    reference: dict[str, Any] = field(default_factory=dict)
+    ready: RunnerChild | None = None
+
+    def take_runner(self, lane: Lane) -> RunnerChild:
+        """The prepared runner when it is this lane's, else a new one."""
+        ready, self.ready = self.ready, None
+        if ready is not None and ready.lane.id == lane.id:
+            return ready
+        if ready is not None:
+            ready.__exit__()
+        return RunnerChild(lane, self.folder, self.gpu)
+
+    def prepare(self, lane: Lane | None) -> None:
+        """Start the next lane's interpreter, as a supervisor does while a lane still runs. None: there is no next."""
+        if lane is not None and self.ready is None:
+            self.ready = RunnerChild(lane, self.folder, self.gpu)
+
+    def write(self) -> None:
+        part = self.out.with_suffix(".part")
+        part.write_text(json.dumps(self.document, indent=2) + "\n")
+        part.replace(self.out)
+
+
+def rehearse(sweep: Sweep, lane: Lane, following: Lane | None) -> dict[str, Any]:
+    """The lane's result: the first rung of its ladder that completes, and why those before it did not."""
+    tried: list[dict[str, Any]] = []
+    for rung in lane.content["ladder"]:
+        if sweep.plan.rungs is not None and rung["name"] not in sweep.plan.rungs:
+            continue
+        if reason := too_large(lane, rung, sweep.plan.memory_cap_gib):
+            tried.append({"rung": rung["name"], "outcome": "not tried", "reason": reason})
+            continue
+        began = time.perf_counter()
+        try:
+            result = on_rung(sweep, lane, rung, following)
+        except ChildEnded as error:
+            result = {"outcome": "crashed", "message": str(error)[-1800:]}
+        tried.append(
+            {"rung": rung["name"], "wall_s": round(time.perf_counter() - began, 1)}
+            | {key: result[key] for key in ("outcome", "failure_class", "phase", "message") if key in result}
+        )
+        if result["outcome"] == "completed":
+            return {"outcome": "completed", "rung": rung["name"], "tried": tried, **result}
+    return {"outcome": "failed", "rung": None, "tried": tried}
+
+
+def too_large(lane: Lane, rung: dict[str, Any], cap_gib: float | None) -> str | None:
+    """Why a rung cannot fit under the cap, by arithmetic; None when it may."""
+    if cap_gib is None:
+        return None
+    if rung["name"] == "resident" and lane.needs.memory_gib is not None and lane.needs.memory_gib > cap_gib:
+        return f"needs {lane.needs.memory_gib} GiB by the lane file"
+    weights_gib = sum(_resident_bytes(lane, name, rung) for name in lane.components) / GIB
+    if weights_gib > cap_gib:
+        return f"its weights on the device are {weights_gib:.1f} GiB"
+    return None
+
+
+def _resident_bytes(lane: Lane, name: str, rung: dict[str, Any]) -> int:
+    params = lane.components[name].params or 0
+    is_denoiser = name in ("transformer", "unet")
+    if rung.get("group_offload") and (is_denoiser or "encoder" in name):
+        return 0
+    if rung.get("layerwise_fp8") and is_denoiser:
+        return params
+    dtypes = lane.pipeline.dtype
+    return params * BYTES_OF[dtypes.get(name, dtypes["default"])]
+
+
+def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | None) -> dict[str, Any]:
+    """One runner from start to stop."""
+    plan = sweep.plan
+    with sweep.take_runner(lane) as runner:
+        prepared, loaded = runner.load(rung, plan)
+        if isinstance(loaded, Failed):
+            return _failed(loaded)
+        base = {"import_s": round(prepared.import_s, 2), "build_s": loaded.build_s, "load_s": loaded.load_s}
+        warm_up_s = _warm_up(runner, lane, rung)
+        sweep.prepare(following)
+        call, steps_full = _call_of(lane, plan)
+        with Child(["-m", "screentest_runner.encode"], sweep.folder / "encoder.log", sweep.gpu) as encoder:
+            decoded = runner.generate("clip", call)
+            if isinstance(decoded, Failed):
+                return _failed(decoded)
+            clip = _encode(encoder, lane, decoded, sweep.folder)
+        measured = _measured(runner, decoded, steps_full)
+        result = {"outcome": "completed", **base, "warm_up_s": warm_up_s, **measured, "clip": clip}
+        if plan.bare:
+            result["bare"] = _bare(runner, call, decoded)
+        runner.stop()
+    sweep.document["versions"] = decoded.versions
+    _compare(result, sweep.reference.get("lanes", {}).get(lane.id))
+    return _rounded(result)
+
+
+def _failed(failed: Failed) -> dict[str, Any]:
+    return {
+        "outcome": "failed",
+        "failure_class": failed.failure_class.value,
+        "phase": failed.phase.value,
+        "message": (failed.message + "\n" + failed.traceback[-1200:]).strip()
+        if failed.failure_class.value == "unclassified"
+        else failed.message[:400],
+    }
+
+
+def _warm_up(runner: RunnerChild, lane: Lane, rung: dict[str, Any]) -> float | None:
+    """Seconds of a tiny clip that fills the libraries' caches, so that neither side of the comparison pays for it.
+
+    None where the lane cannot be so small at full architecture.
+    """
+    began = time.perf_counter()
+    settings = {**lane.defaults_for("miniature"), "prompt": PROMPT}
+    decoded = runner.generate("warm-up", lane.pipeline_call("miniature", settings))
+    return time.perf_counter() - began if isinstance(decoded, Decoded) else None
+
+
+def _call_of(lane: Lane, plan: Plan) -> tuple[dict[str, Any], int]:
+    """The pipeline's arguments, and the steps of a whole clip."""
+    size = "miniature" if plan.weights == "miniature" else "full-random"
+    settings = {**lane.defaults_for(size), "prompt": PROMPT}
+    if "steps" not in settings:
+        call = lane.pipeline_call(size, settings)
+        return call, len(call["timesteps"])
+    steps_full = int(settings["steps"])
+    if not (plan.full_steps and lane.id in FULL_STEPS):
+        settings["steps"] = min(steps_full, plan.steps)
+    return lane.pipeline_call(size, settings), steps_full
+
+
+def _measured(runner: RunnerChild, decoded: Decoded, steps_full: int) -> dict[str, Any]:
+    steps = [step.step_s for step in runner.since(StepDone, "clip")]
+    warm = steps[1:] or steps
+    median = statistics.median(warm)
+    timings = decoded.timings_s
+    clip_s = sum(timings.values())
+    extra = steps_full - len(steps)
+    energy = _energy_by_phase(runner)
+    denoising_j = energy.get("denoising")
+    whole_j = None
+    if denoising_j is not None:
+        whole_j = sum(energy.values()) + extra * denoising_j / len(steps)
+    return {
+        "steps": len(steps),
+        "steps_full": steps_full,
+        "is_extrapolated": extra > 0,
+        "timings_s": timings,
+        "step_s": {"first": steps[0], "median": median, "min": min(warm), "max": max(warm), "n": len(warm)},
+        "projected_clip_s": clip_s + extra * median,
+        "energy_j_by_phase": energy or None,
+        "projected_wh": None if whole_j is None else whole_j / 3600,
+        "peak_gib": _gib(decoded.peak_device_bytes),
+        "peak_memory_gib_by_phase": _gib_of(decoded.peak_memory_by_phase),
+        "peak_tensors_gib_by_phase": _gib_of(decoded.peak_tensors_by_phase),
+        "peak_host_gib": _gib(decoded.peak_rss_bytes),
+    }
+
+
+def _energy_by_phase(runner: RunnerChild) -> dict[str, float]:
+    """Joules between the borders of the clip's phases; `writing` of the raw frames counts to decoding. Empty on cpu."""
+    borders = [
+        (message.phase.value, energy_j)
+        for message, _, energy_j in runner.stamps
+        if isinstance(message, PhaseChanged) and message.attempt_id == "clip" and energy_j is not None
+    ]
+    pairs = itertools.pairwise(borders)
+    return {phase: after_j - before_j for (phase, before_j), (_, after_j) in pairs}
+
+
+def _gib(count: int | None) -> float | None:
+    return None if count is None else count / GIB
+
+
+def _gib_of(counts: dict[str, int] | None) -> dict[str, float] | None:
+    return None if counts is None else {phase: count / GIB for phase, count in counts.items()}
+
+
+def _encode(encoder: Child, lane: Lane, decoded: Decoded, folder: Path) -> dict[str, Any]:
+    """Write the MP4 and read it back. Raises ChildEnded when it is not whole."""
+    path = folder / f"{lane.id}.mp4"
+    encoder.send(
+        Encode(
+            frames_path=str(folder / "frames.raw"),
+            clip_path=str(path),
+            frames=decoded.frames,
+            height_px=decoded.height_px,
+            width_px=decoded.width_px,
+            fps=float(lane.defaults["fps"]),
+            title=lane.title,
+            comment={"lane": lane.id, "seed": SEED},
+            random_weights=True,
+        )
+    )
+    encoded = encoder.until(Encoded, EncodeFailed)
+    if isinstance(encoded, EncodeFailed):
+        raise ChildEnded(f"the encoder failed: {encoded.message}")
+    frames, codec = _probe(path)
+    if frames != decoded.frames:
+        raise ChildEnded(f"the MP4 holds {frames} frames, the pipeline made {decoded.frames}")
+    return {
+        "frames": frames,
+        "width_px": decoded.width_px,
+        "height_px": decoded.height_px,
+        "codec": codec,
+        "bytes": encoded.bytes,
+        "encode_s": encoded.encode_s,
+    }
+
+
+def _probe(path: Path) -> tuple[int, str]:
+    import av
+
+    with av.open(str(path)) as container:
+        return sum(1 for _ in container.decode(video=0)), container.streams.video[0].codec_context.name
+
+
+def _bare(runner: RunnerChild, call: dict[str, Any], ours: Decoded) -> dict[str, Any]:
+    """The same call without anything of ours, and our time over its: up to uint8 frames in host memory, both sides."""
+    decoded = runner.generate(f"{BARE}-1", call)
+    if isinstance(decoded, Failed):
+        return _failed(decoded)
+    bare_s, ours_s = (
+        sum(seconds for phase, seconds in side.timings_s.items() if phase != "writing") for side in (decoded, ours)
+    )
+    return {
+        "outcome": "completed",
+        "pipeline_call_s": decoded.timings_s["encoding_prompt"],  # no phase is reported inside it
+        "clip_s": bare_s,
+        "ours_s": ours_s,
+        "ratio": ours_s / bare_s,
+    }
+
+
+def _compare(result: dict[str, Any], reference: dict[str, Any] | None) -> None:
+    """Our step beside the resident one of an earlier run on the same machine kind."""
+    if reference and reference.get("outcome") == "completed":
+        result["step_ratio_to_resident"] = result["step_s"]["median"] / reference["step_s"]["median"]
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 4)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return value
+
+
+# --- the sweep --------------------------------------------------------------------------------------------------------
+
+
+def machine(gpu: Gpu) -> dict[str, Any]:
+    return {**gpu.facts(), "cores": os.cpu_count(), "python": platform.python_version()}
+
+
+def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None) -> int:
+    """Exit status: 0 when every lane of the plan has completed."""
+    gpu = Gpu(plan.device)
+    done = json.loads(resume.read_text())["lanes"] if resume is not None and resume.is_file() else {}
+    done = {lane_id: result for lane_id, result in done.items() if result["outcome"] == "completed"}
+    document = {
+        "benchmark": "rehearsal",
+        "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": machine(gpu),
+        "versions": {},
+        "settings": {
+            "weights": plan.weights,
+            "memory_cap_gib": plan.memory_cap_gib,
+            "rungs": plan.rungs,
+            "steps_of_extrapolated": plan.steps,
+            "prompt": PROMPT,
+            "seed": SEED,
+        },
+        "lanes": done,
+    }
+    lanes = [load_lane(ROOT / "deploy" / "lanes" / f"{lane_id}.toml") for lane_id in plan.lanes if lane_id not in done]
+    with tempfile.TemporaryDirectory(prefix="rehearsal-") as folder:
+        known = json.loads(reference.read_text()) if reference is not None else {}
+        sweep = Sweep(plan, document, out, Path(folder), gpu, known)
+        for lane, following in zip(lanes, [*lanes[1:], None], strict=True):
+            if time.monotonic() > plan.deadline:
+                print(f"{lane.id}: no time left, not begun", flush=True)
+                continue
+            began = time.perf_counter()
+            document["lanes"][lane.id] = result = rehearse(sweep, lane, following)
+            sweep.write()
+            print(f"{time.perf_counter() - began:6.1f} s  {line(lane.id, result)}", flush=True)
+        if sweep.ready is not None:
+            sweep.ready.__exit__()
+    return 0 if all(document["lanes"].get(lane_id, {}).get("outcome") == "completed" for lane_id in plan.lanes) else 1
+
+
+def line(lane_id: str, result: dict[str, Any]) -> str:
+    """One lane's result for the terminal."""
+    if result["outcome"] != "completed":
+        return f"{lane_id}: {result['outcome']}: {json.dumps(result['tried'])}"
+    parts = [
+        f"{lane_id}: {result['rung']}",
+        f"build {result['build_s'] or 0:.1f} load {result['load_s']:.1f} s",
+        f"step {result['step_s']['median']:.3f} s x {result['steps']}/{result['steps_full']}",
+        f"clip {result['projected_clip_s']:.1f} s",
+        f"peak {result['peak_gib'] or 0:.1f} GiB",
+        f"{result['projected_wh'] or 0:.2f} Wh",
+    ]
+    if "bare" in result:
+        parts.append(f"x{result['bare'].get('ratio', 0):.3f} of bare {result['bare'].get('message', '')}")
+    if "step_ratio_to_resident" in result:
+        parts.append(f"step x{result['step_ratio_to_resident']:.3f} of resident")
+    return ", ".join(parts)
+
+
+def main() -> int:
+    if "--as-runner" in sys.argv:
+        return _side_by_side()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="the JSON file to write, lane by lane")
+    parser.add_argument("--resume", type=Path, help="an earlier result file; its completed lanes are taken over")
+    parser.add_argument("--reference", type=Path, help="the uncapped result file, for the ratio of step times")
+    parser.add_argument("--lanes", nargs="+", default=ORDER, help="lane ids, in order")
+    parser.add_argument("--rungs", nargs="+", help="try only these rungs of each ladder")
+    parser.add_argument("--memory-cap-gib", type=float)
+    parser.add_argument("--steps", type=int, default=STEPS_OF_EXTRAPOLATED, help="steps of a clip that is extrapolated")
+    parser.add_argument("--extrapolate-all", action="store_true", help="run no lane's full steps")
+    parser.add_argument("--no-bare", action="store_true", help="leave the bare diffusers call out")
+    parser.add_argument("--device", default="cuda:0")
+    parser.add_argument("--weights", default="full-random", choices=("full-random", "miniature"))
+    parser.add_argument("--stop-after-s", type=float, default=float("inf"), help="begin no lane after so many seconds")
+    asked = parser.parse_args()
+    plan = Plan(
+        lanes=tuple(asked.lanes),
+        memory_cap_gib=asked.memory_cap_gib,
+        rungs=None if asked.rungs is None else tuple(asked.rungs),
+        steps=asked.steps,
+        full_steps=not asked.extrapolate_all,
+        bare=not asked.no_bare,
+        device=asked.device,
+        weights=asked.weights,
+        deadline=time.monotonic() + asked.stop_after_s,
+    )
+    return run(plan, asked.out, asked.resume, asked.reference)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
