@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import os
 import secrets as stdlib_secrets
@@ -79,7 +80,8 @@ def down(home: Home, say: Say) -> int:
             say(f"killing {len(stray)} processes that outlived their parents")
             programs.kill(stray)
         home.client_file.unlink(missing_ok=True)
-        home.write(replace(running, processes={}))
+        with contextlib.suppress(OSError):  # a full disk; nothing runs, and a dead pid is known by its start time
+            home.write(replace(running, processes={}))
     return len(up_now)
 
 
