@@ -17,10 +17,8 @@ COMMAND = [sys.executable, "-c", SCRIPT]
 
 
 def test_full_disk_under_the_log_does_not_end_the_service() -> None:
-    with open("/dev/full", "w") as full:  # every write to it says ENOSPC
-        done = subprocess.run(
-            [sys.executable, "-c", SCRIPT], stdout=subprocess.PIPE, stderr=full, text=True, check=False
-        )
+    with Path("/dev/full").open("w") as full:  # every write to it says ENOSPC
+        done = subprocess.run(COMMAND, stdout=subprocess.PIPE, stderr=full, text=True, check=False)
     assert done.stdout == "alive\n"
 
 
