@@ -79,6 +79,8 @@ ORDER = (
     "skyreels-v2-i2v-14b-540p",
 )
 FULL_STEPS = ORDER[:4]  # clips of less than a minute run whole
+WARM_UP_AT_FULL_SIZE = ORDER[:7]  # where the libraries' choice of kernels for a new shape would show in the ratio
+WARM_UP_STEPS = 2
 
 
 class ChildEnded(Exception):
@@ -371,7 +373,7 @@ def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | No
         if isinstance(loaded, Failed):
             return _failed(loaded)
         base = {"import_s": round(prepared.import_s, 2), "build_s": loaded.build_s, "load_s": loaded.load_s}
-        warm_up_s = _warm_up(runner, lane, rung)
+        warm_up_s = _warm_up(runner, lane) if plan.bare else None
         sweep.prepare(following)
         call, steps_full = _call_of(lane, plan)
         with Child(["-m", "screentest_runner.encode"], sweep.folder / "encoder.log", sweep.gpu) as encoder:
@@ -400,14 +402,17 @@ def _failed(failed: Failed) -> dict[str, Any]:
     }
 
 
-def _warm_up(runner: RunnerChild, lane: Lane, rung: dict[str, Any]) -> float | None:
-    """Seconds of a tiny clip that fills the libraries' caches, so that neither side of the comparison pays for it.
+def _warm_up(runner: RunnerChild, lane: Lane) -> float | None:
+    """Seconds of a clip of two steps that fills the libraries' caches, so that neither side of the comparison pays.
 
-    None where the lane cannot be so small at full architecture.
+    None where it failed: a slow lane's is tiny, and not every architecture can be so small.
     """
     began = time.perf_counter()
-    settings = {**lane.defaults_for("miniature"), "prompt": PROMPT}
-    decoded = runner.generate("warm-up", lane.pipeline_call("miniature", settings))
+    size = "full-random" if lane.id in WARM_UP_AT_FULL_SIZE else "miniature"
+    settings = {**lane.defaults_for(size), "prompt": PROMPT}
+    if "steps" in settings:
+        settings["steps"] = WARM_UP_STEPS
+    decoded = runner.generate("warm-up", lane.pipeline_call(size, settings))
     return time.perf_counter() - began if isinstance(decoded, Decoded) else None
 
 

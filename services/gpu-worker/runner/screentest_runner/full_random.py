@@ -44,14 +44,13 @@ def make_pipeline(
     """
     import torch
 
+    parts = {name: _make_empty(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
+    models = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+    for name, model in models.items():  # all, before tens of gigabytes are filled in vain
+        _check_count(lane["id"], name, model, lane["components"][name].get("params"))
     generator = torch.Generator(device).manual_seed(miniature.SEED)
-    parts = {}
-    for name, part in lane["components"].items():
-        made = _make_empty(name, part, lane, pipeline_class)
-        if isinstance(made, torch.nn.Module):
-            _check_count(lane["id"], name, made, part.get("params"))
-            _fill(made.eval(), dtype_of(name), home_of(name), generator)
-        parts[name] = made
+    for name, model in models.items():
+        _fill(model.eval(), dtype_of(name), home_of(name), generator)
     return pipeline_class(**parts)
 
 
@@ -80,8 +79,10 @@ def token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_count(lane_id: str, name: str, model: Any, expected: int | None) -> None:
-    """expected: None when the lane file does not say."""
-    found = sum(parameter.numel() for parameter in model.parameters())
+    """expected: None when the lane file does not say. A shared parameter counts once for each of its names, because
+    whether T5's two embeddings are shared differs between releases of transformers 5.
+    """
+    found = sum(parameter.numel() for _, parameter in model.named_parameters(remove_duplicate=False))
     if expected is not None and found != expected:
         raise AttemptFailure(
             FailureClass.LAYOUT,
