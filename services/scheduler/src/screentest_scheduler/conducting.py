@@ -38,7 +38,7 @@ from screentest.records import (
 from screentest_scheduler import admission, followups, transitions
 from screentest_scheduler.admission import Candidate, Slot
 from screentest_scheduler.journal import Journal
-from screentest_scheduler.ledger import Ledger, SweepState
+from screentest_scheduler.ledger import Ledger, SweepState, subject_of
 from screentest_scheduler.presence import Presence
 from screentest_scheduler.transitions import Entry
 
@@ -62,11 +62,12 @@ RELEASED_PHASES = frozenset({"decoded", "encoding", "uploading"})
 
 @dataclass(slots=True)
 class Turn:
-    """What one device waits for between passes."""
+    """What one device waits for between passes. ``uncertain``: the job whose Admitted may or may not be written."""
 
     unproven: str = ""
     unproven_since_ns: int | None = None
     prepared: set[str] = field(default_factory=set)
+    uncertain: str = ""
     busy: asyncio.Task[None] | None = None
 
 
@@ -285,6 +286,8 @@ class Conductor:
             log.warning("admission_interrupted", host=place[0], device=place[1], error=str(error))
 
     async def _admit_next(self, place: tuple[str, str], turn: Turn) -> None:
+        if not await self._is_certain(turn):
+            return
         slot = self.slot(*place)
         if slot.holder and not self._may_prepare(slot):
             return
@@ -305,9 +308,21 @@ class Conductor:
             return
         turn.prepared.discard(lane_id)
         rung = Admitted(rung=entry.rung, rung_name=entry.spec.rungs[entry.rung] if entry.spec.rungs else "")
+        turn.uncertain = entry.spec.job_id
         entry = await self._journal.append_job(entry, JobState.ADMITTED, rung, attempt=entry.attempt + 1)
+        turn.uncertain = ""
         self._redispatched_ns[entry.spec.job_id] = clock.boottime_ns()
         await self._dispatch(entry)
+
+    async def _is_certain(self, turn: Turn) -> bool:
+        """An Admitted whose answer got lost may be written: nobody else is admitted before the tail has passed it."""
+        if turn.uncertain:
+            subject = subject_of(self._ledger.job(turn.uncertain).spec)
+            last = await self._bus.last(subjects.EVENTS_STREAM, subject)
+            if last is not None and last.sequence > self._ledger.sequence:
+                return False
+            turn.uncertain = ""
+        return True
 
     def _may_prepare(self, slot: Slot) -> bool:
         """Whether the holder is far enough for its successor to start."""
