@@ -7,6 +7,7 @@ import socket
 from pathlib import Path
 
 from screentest.errors import Unavailable
+from screentest.kit.clock import process_of
 
 LOOPBACK = "127.0.0.1"
 
@@ -59,18 +60,20 @@ def accepts(port: int) -> bool:
 
 def holder_of(port: int) -> str | None:
     """``pid 12 (command)`` of the process that listens on the port; None when /proc does not tell us."""
-    inodes = _listening_inodes(port)
     for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            links = {str(link.readlink()) for link in (entry / "fd").iterdir()}
-            command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        except OSError:
-            continue
-        if links & inodes:
-            return f"pid {entry.name} ({command[:80]})"
+        if entry.name.isdigit() and is_held_by(port, int(entry.name)):
+            process = process_of(int(entry.name))
+            return f"pid {entry.name} ({process.command[:80] if process else 'ended'})"
     return None
+
+
+def is_held_by(port: int, pid: int) -> bool:
+    """True when this very process listens there; an answer on a port may be somebody else's."""
+    try:
+        links = {str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()}
+    except OSError:
+        return False
+    return not links.isdisjoint(_listening_inodes(port))
 
 
 def _listening_inodes(port: int) -> set[str]:

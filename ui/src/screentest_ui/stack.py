@@ -134,7 +134,7 @@ class _Launcher:
                 self._wait(services.worker_name(lane.id), partial(_worker_is_alive, client, lane.id))
         self._wait("reporter", lambda: True)
         if wanted.with_panel:
-            self._wait("panel", lambda: _http_ok(self._running.ports["panel"], "/_stcore/health"))
+            self._wait("panel", self._panel_answers)
 
     def _scheduler_answers(self) -> bool:
         try:
@@ -143,6 +143,10 @@ class _Launcher:
         except Unavailable:
             return False
         return True
+
+    def _panel_answers(self) -> bool:
+        port, process = self._running.ports["panel"], self._running.processes["panel"]
+        return ports.is_held_by(port, process.pid) and _http_ok(port, "/_stcore/health")
 
     def _client(self) -> Client:
         settings = services.client_settings(self._home, self._running.ports)

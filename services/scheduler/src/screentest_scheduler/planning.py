@@ -304,7 +304,7 @@ def _range_violations(requested: Requested) -> Iterable[FieldViolation]:
 def _impossible(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> str:
     """Why this lane cannot take part at all; empty when it can."""
     if lane.task == "i2v" and spec.keyframe is None:
-        return "image-to-video needs a keyframe; upload one (--keyframe FILE)"
+        return "image-to-video needs a keyframe; give one"
     if spec.weights is Weights.HUB and lane.device == "gpu" and placement.is_cpu:
         return f"hub weights of {lane.title} need a GPU; start with `screentest up --device gpu-0`"
     return ""
