@@ -9,6 +9,8 @@ the same components, one bare call of the diffusers pipeline with the same steps
         bench/results/rehearsal.json
 
 A cap is torch's share of the device's memory; what CUDA itself takes (about half a GiB) comes on top of it.
+`--then-cap-gib 12` makes a second clip in the same process under that smaller cap: a load is the longest part of a
+streamed lane. The load then counts as fitting when its own peak did.
 """
 
 from __future__ import annotations
@@ -61,6 +63,7 @@ GIB = 2**30
 BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
 PROMPT = "A cathedral of obsidian under cracked glass, two figures in heavy coats, slow dolly in, film grain."
 BARE = "bare"  # attempts whose id begins so are the pipeline alone, see _side_by_side
+LOWER = "lower-cap-"  # attempts whose id begins so run under the GiB that follow, see _side_by_side
 SEED = 7
 REPLY_DEADLINE_S = 420.0
 STEPS_OF_EXTRAPOLATED = 6
@@ -89,10 +92,15 @@ class ChildEnded(Exception):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """One run of the script. memory_cap_gib: None for the whole device. rungs: names to try, None for all."""
+    """One run of the script.
+
+    memory_cap_gib: None for the whole device. then_cap_gib: a smaller cap for a second clip, None for no second clip.
+    rungs: names to try, None for all.
+    """
 
     lanes: tuple[str, ...]
     memory_cap_gib: float | None
+    then_cap_gib: float | None
     rungs: tuple[str, ...] | None
     steps: int
     full_steps: bool
@@ -151,7 +159,7 @@ class Child:
                 env={**os.environ, REPLY_FD_VARIABLE: str(write_fd), "PYTHONPATH": _python_path()},
             )
         os.close(write_fd)
-        self._log, self._gpu = log, gpu
+        self._log, self.gpu = log, gpu
         self._replies: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
         self.stamps: list[tuple[Message, float, float | None]] = []
         threading.Thread(target=self._read, args=(read_fd,), daemon=True).start()
@@ -168,7 +176,7 @@ class Child:
             for line in replies:
                 message = parse(line)
                 is_border = isinstance(message, PhaseChanged | Decoded)  # reading energy at each step is not needed
-                self.stamps.append((message, time.perf_counter(), self._gpu.energy_j() if is_border else None))
+                self.stamps.append((message, time.perf_counter(), self.gpu.energy_j() if is_border else None))
                 self._replies.put(message)
         self._replies.put(None)
 
@@ -261,13 +269,17 @@ def _keyframe(folder: Path) -> Path:
 
 
 def _side_by_side() -> int:
-    """The runner itself, with one addition: an attempt called `bare...` is the diffusers call and nothing of ours."""
+    """The runner itself, with two additions: an attempt called `bare...` is the diffusers call and nothing of ours,
+    and one called `lower-cap-12` first takes torch's memory down to 12 GiB.
+    """
     from screentest_runner import adapters
     from screentest_runner.__main__ import main
 
     def with_bare(kind: type) -> type:
         class SideBySide(kind):
             def _call(self, generate: Any, progress: Any) -> Any:
+                if generate.attempt_id.startswith(LOWER):
+                    _lower_cap(float(generate.attempt_id.removeprefix(LOWER)))
                 if not generate.attempt_id.startswith(BARE):
                     return super()._call(generate, progress)
                 pipe = self._pipe
@@ -282,6 +294,18 @@ def _side_by_side() -> int:
     for name in ("diffusers", "skyreels_v1"):
         adapters.ADAPTERS[name] = with_bare(adapters.ADAPTERS[name])
     return main()
+
+
+def _lower_cap(cap_gib: float) -> None:
+    import torch
+
+    from screentest_runner.adapters.diffusers import cap_memory
+
+    if not torch.cuda.is_available():
+        return
+    torch.cuda.empty_cache()  # what torch keeps from the clip before would count against the cap
+    cap_memory(cap_gib)
+    torch.cuda.reset_peak_memory_stats()
 
 
 # --- one lane ---------------------------------------------------------------------------------------------------------
@@ -373,7 +397,7 @@ def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | No
         if isinstance(loaded, Failed):
             return _failed(loaded)
         base = {"import_s": round(prepared.import_s, 2), "build_s": loaded.build_s, "load_s": loaded.load_s}
-        warm_up_s = _warm_up(runner, lane) if plan.bare else None
+        warm_up_s = _warm_up(runner, lane, plan) if plan.bare else None
         sweep.prepare(following)
         call, steps_full = _call_of(lane, plan)
         with Child(["-m", "screentest_runner.encode"], sweep.folder / "encoder.log", sweep.gpu) as encoder:
@@ -383,12 +407,30 @@ def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | No
             clip = _encode(encoder, lane, decoded, sweep.folder)
         measured = _measured(runner, decoded, steps_full)
         result = {"outcome": "completed", **base, "warm_up_s": warm_up_s, **measured, "clip": clip}
+        if plan.then_cap_gib is not None:
+            result[LOWER] = _rounded(_under_lower_cap(runner, lane, call, measured, plan.then_cap_gib))
         if plan.bare:
             result["bare"] = _bare(runner, call, decoded)
         runner.stop()
     sweep.document["versions"] = decoded.versions
     _compare(result, sweep.reference.get("lanes", {}).get(lane.id))
     return _rounded(result)
+
+
+def _under_lower_cap(
+    runner: RunnerChild, lane: Lane, call: dict[str, Any], before: dict[str, Any], cap_gib: float
+) -> dict[str, Any]:
+    """A second clip of the same process under a smaller cap."""
+    load_gib = (before["peak_memory_gib_by_phase"] or {}).get("loading")
+    if load_gib is not None and load_gib > cap_gib:
+        return {"outcome": "failed", "message": f"the load alone held {load_gib:.1f} GiB"}
+    attempt_id = f"{LOWER}{cap_gib:g}"
+    decoded = runner.generate(attempt_id, call)
+    if isinstance(decoded, Failed):
+        return _failed(decoded)
+    with Child(["-m", "screentest_runner.encode"], runner.folder / "encoder.log", runner.gpu) as encoder:
+        clip = _encode(encoder, lane, decoded, runner.folder)
+    return {"outcome": "completed", **_measured(runner, decoded, before["steps_full"], attempt_id), "clip": clip}
 
 
 def _failed(failed: Failed) -> dict[str, Any]:
@@ -402,13 +444,13 @@ def _failed(failed: Failed) -> dict[str, Any]:
     }
 
 
-def _warm_up(runner: RunnerChild, lane: Lane) -> float | None:
+def _warm_up(runner: RunnerChild, lane: Lane, plan: Plan) -> float | None:
     """Seconds of a clip of two steps that fills the libraries' caches, so that neither side of the comparison pays.
 
     None where it failed: a slow lane's is tiny, and not every architecture can be so small.
     """
     began = time.perf_counter()
-    size = "full-random" if lane.id in WARM_UP_AT_FULL_SIZE else "miniature"
+    size = "full-random" if lane.id in WARM_UP_AT_FULL_SIZE and plan.weights == "full-random" else "miniature"
     settings = {**lane.defaults_for(size), "prompt": PROMPT}
     if "steps" in settings:
         settings["steps"] = WARM_UP_STEPS
@@ -429,14 +471,14 @@ def _call_of(lane: Lane, plan: Plan) -> tuple[dict[str, Any], int]:
     return lane.pipeline_call(size, settings), steps_full
 
 
-def _measured(runner: RunnerChild, decoded: Decoded, steps_full: int) -> dict[str, Any]:
-    steps = [step.step_s for step in runner.since(StepDone, "clip")]
+def _measured(runner: RunnerChild, decoded: Decoded, steps_full: int, attempt_id: str = "clip") -> dict[str, Any]:
+    steps = [step.step_s for step in runner.since(StepDone, attempt_id)]
     warm = steps[1:] or steps
     median = statistics.median(warm)
     timings = decoded.timings_s
     clip_s = sum(timings.values())
     extra = steps_full - len(steps)
-    energy = _energy_by_phase(runner)
+    energy = _energy_by_phase(runner, attempt_id)
     denoising_j = energy.get("denoising")
     whole_j = None
     if denoising_j is not None:
@@ -457,12 +499,12 @@ def _measured(runner: RunnerChild, decoded: Decoded, steps_full: int) -> dict[st
     }
 
 
-def _energy_by_phase(runner: RunnerChild) -> dict[str, float]:
+def _energy_by_phase(runner: RunnerChild, attempt_id: str) -> dict[str, float]:
     """Joules between the borders of the clip's phases; `writing` of the raw frames counts to decoding. Empty on cpu."""
     borders = [
         (message.phase.value, energy_j)
         for message, _, energy_j in runner.stamps
-        if isinstance(message, PhaseChanged) and message.attempt_id == "clip" and energy_j is not None
+        if isinstance(message, PhaseChanged) and message.attempt_id == attempt_id and energy_j is not None
     ]
     pairs = itertools.pairwise(borders)
     return {phase: after_j - before_j for (phase, before_j), (_, after_j) in pairs}
@@ -553,7 +595,7 @@ def machine(gpu: Gpu) -> dict[str, Any]:
     return {**gpu.facts(), "cores": os.cpu_count(), "python": platform.python_version()}
 
 
-def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None) -> int:
+def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None, then_out: Path | None = None) -> int:
     """Exit status: 0 when every lane of the plan has completed."""
     gpu = Gpu(plan.device)
     done = json.loads(resume.read_text())["lanes"] if resume is not None and resume.is_file() else {}
@@ -583,11 +625,32 @@ def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None) -> i
                 continue
             began = time.perf_counter()
             document["lanes"][lane.id] = result = rehearse(sweep, lane, following)
+            lower = result.pop(LOWER, None)
             sweep.write()
             print(f"{time.perf_counter() - began:6.1f} s  {line(lane.id, result)}", flush=True)
+            if then_out is not None and lower is not None:
+                result = _lower_result(lower, result)
+                _compare(result, known.get("lanes", {}).get(lane.id))
+                _write_lower(then_out, document, plan, lane.id, result)
+                print(f"          under {plan.then_cap_gib:g} GiB: {line(lane.id, result)}", flush=True)
         if sweep.ready is not None:
             sweep.ready.__exit__()
     return 0 if all(document["lanes"].get(lane_id, {}).get("outcome") == "completed" for lane_id in plan.lanes) else 1
+
+
+def _lower_result(lower: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
+    """The second clip's result in the shape of a lane's."""
+    load = {key: first[key] for key in ("rung", "import_s", "build_s", "load_s")}
+    attempt = {key: lower[key] for key in ("outcome", "failure_class", "phase", "message") if key in lower}
+    return {**load, **lower, "tried": [{"rung": first["rung"], "same_process_as_larger_cap": True, **attempt}]}
+
+
+def _write_lower(path: Path, document: dict[str, Any], plan: Plan, lane_id: str, result: dict[str, Any]) -> None:
+    """Add one lane to the file of the smaller cap."""
+    lanes = json.loads(path.read_text())["lanes"] if path.is_file() else {}
+    settings = {**document["settings"], "memory_cap_gib": plan.then_cap_gib}
+    whole = {**document, "settings": settings, "lanes": {**lanes, lane_id: result}}
+    path.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 def line(lane_id: str, result: dict[str, Any]) -> str:
@@ -619,6 +682,8 @@ def main() -> int:
     parser.add_argument("--lanes", nargs="+", default=ORDER, help="lane ids, in order")
     parser.add_argument("--rungs", nargs="+", help="try only these rungs of each ladder")
     parser.add_argument("--memory-cap-gib", type=float)
+    parser.add_argument("--then-cap-gib", type=float, help="a second clip in the same process under this smaller cap")
+    parser.add_argument("--then-out", type=Path, help="the JSON file of the second clips")
     parser.add_argument("--steps", type=int, default=STEPS_OF_EXTRAPOLATED, help="steps of a clip that is extrapolated")
     parser.add_argument("--extrapolate-all", action="store_true", help="run no lane's full steps")
     parser.add_argument("--no-bare", action="store_true", help="leave the bare diffusers call out")
@@ -629,6 +694,7 @@ def main() -> int:
     plan = Plan(
         lanes=tuple(asked.lanes),
         memory_cap_gib=asked.memory_cap_gib,
+        then_cap_gib=asked.then_cap_gib,
         rungs=None if asked.rungs is None else tuple(asked.rungs),
         steps=asked.steps,
         full_steps=not asked.extrapolate_all,
@@ -637,7 +703,9 @@ def main() -> int:
         weights=asked.weights,
         deadline=time.monotonic() + asked.stop_after_s,
     )
-    return run(plan, asked.out, asked.resume, asked.reference)
+    if (asked.then_cap_gib is None) != (asked.then_out is None):
+        parser.error("--then-cap-gib and --then-out belong together: give both or neither")
+    return run(plan, asked.out, asked.resume, asked.reference, asked.then_out)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,7 @@ class DiffusersAdapter:
 
         self._memory = _PhaseMemory(is_known=device != "cpu")
         if load.memory_cap_gib is not None and device != "cpu":
-            _cap_memory(load.memory_cap_gib)
+            cap_memory(load.memory_cap_gib)
         pipe, build_s = self._weights(load, torch.device(device))
         pipe.set_progress_bar_config(disable=True)
         denoiser = _denoiser_name(pipe)
@@ -393,7 +393,7 @@ def _home(name: str, rung: dict[str, Any], device: Any) -> full_random.Home:
     return full_random.Home(device=torch.device("cpu"), is_pinned=is_streamed and device.type == "cuda")
 
 
-def _cap_memory(cap_gib: float) -> None:
+def cap_memory(cap_gib: float) -> None:
     """Torch may take so much of the device and no more: past it comes the error of a card that is full."""
     import torch
 
