@@ -155,6 +155,7 @@ class World:
         self.device = Device()
         self.depot: set[str] = set()
         self.released: set[Key] = set()
+        self.forgotten: set[Key] = set()
         self.actors: list[Steps] = []
         self._ids = 0
         # Some worlds have a bad broker, some a slow tail of the stream, some a machine that loses attempts, some a lane
@@ -164,7 +165,8 @@ class World:
         self.pace_s = self.chance.choice((1, 3))
         self.frailty = self.chance.choice((0.02, 0.02, 0.4))
         self.dead_lane = self.chance.choice(("", "", "", LANES[0]))
-        self.orphans = self.chance.choice((0.2, 0.2, 1.0))
+        self.repair = self.chance.choice((0.03, 0.001))
+        self.orphans = self.chance.choice((0.2, 1.0))
         self.workers = {lane: Worker(self, lane) for lane in LANES[: self.chance.randint(1, 3)]}
         self.scheduler = Scheduler(self)
 
@@ -586,8 +588,11 @@ class Scheduler:
         silent_s = self.world.now - max(self.since, self.heard.get(entry.spec.lane_id, (self.since, False))[0])
         outcome = transitions.lost(entry, self.world.stamp(), silent_s)
         if outcome is not None:
+            is_forgotten = outcome.failure_class is FailureClass.TIMEOUT and not self._is_somewhere(entry)
             self._withdraw(entry)
             entry = yield from self.append_job(entry, JobState.ENDED, AttemptEnded(outcome=outcome))
+            if is_forgotten:
+                self.world.forgotten.add((entry.spec.job_id, entry.attempt))
         ending = transitions.terminal(entry) or transitions.expired(entry, self.world.stamp().at)
         if ending is None:
             self._pursue(entry)
@@ -597,6 +602,11 @@ class Scheduler:
         if isinstance(ending, Completed):
             assert ending.clip.key in self.world.depot, "completed without a clip in the depot"
         yield from self.append_job(entry, transitions.state_after(ending), ending)
+
+    def _is_somewhere(self, entry: Entry) -> bool:
+        """Whether the attempt's worker has it, or its message will bring it."""
+        worker, key = self.world.workers[entry.spec.lane_id], (entry.spec.job_id, entry.attempt)
+        return any(key in place for place in (worker.hands, worker.spool, worker.interrupted, self.world.jobs_queue))
 
     def _pursue(self, entry: Entry) -> None:
         key = (entry.spec.job_id, entry.attempt)
@@ -747,7 +757,10 @@ class Scheduler:
         entry = self.ledger.jobs.get(job_id)
         if entry is None or not entry.state.is_terminal:
             return
-        spec = planning.retry(entry.spec, self.ledger.next_retry_index(entry.spec))
+        cell = (entry.spec.lane_id, entry.spec.prompt_index, entry.spec.seed)
+        jobs = self.ledger.sweep(entry.spec.sweep_id).expected.values()
+        earlier = [job.retry_index for job in jobs if (job.lane_id, job.prompt_index, job.seed) == cell]
+        spec = planning.retry(entry.spec, max(earlier) + 1)
         yield from self.append_sweep(spec.sweep_id, RetryRequested(spec=spec, by="ada"))
 
     # ---- the pen
@@ -854,36 +867,39 @@ class History:
         """One event of fate, now and then."""
         world, chance = self.world, self.world.chance
         roll = chance.random()
-        if roll > 0.17:
+        if roll > 0.15:
             return
         worker = chance.choice(list(world.workers.values()))
         jobs = list(world.scheduler.ledger.jobs)
         if roll < 0.010 and worker.is_up:
             worker.die()
-        elif roll < 0.040 and not worker.is_up:
+        elif roll < 0.010 + world.repair and not worker.is_up:
             worker.start()
         elif roll < 0.050 and worker.answers:
             worker.is_connected = False
         elif roll < 0.080 and worker.is_up and not worker.is_connected:
             worker.reconnect()
-        elif roll < 0.090:
+        elif roll < 0.084:
             world.scheduler.crash()
-        elif roll < 0.095 and world.device.is_orphan:
+        elif roll < 0.085 and world.device.is_orphan:
             world.device = Device()
-        elif jobs and roll < 0.130:
+        elif jobs and roll < 0.104:
             world.actors.append(world.scheduler.cancel(chance.choice(jobs)))
-        elif jobs and roll < 0.140:
+        elif jobs and roll < 0.120:
             world.actors.append(world.scheduler.retry(chance.choice(jobs)))
-        elif jobs and roll < 0.160:
-            body: Any = chance.choice(
-                (
-                    SweepPaused(paused=chance.random() < 0.5, by="ada"),
-                    PrioritySet(priority=chance.randint(-2, 2), by="ada"),
-                )
-            )
-            world.actors.append(world.scheduler.append_sweep(chance.choice(list(world.scheduler.ledger.sweeps)), body))
+        elif roll < 0.135:
+            self._reorder()
         else:
             self._tend()
+
+    def _reorder(self) -> None:
+        """A person pauses, resumes or ranks a sweep."""
+        scheduler, chance = self.world.scheduler, self.world.chance
+        paused = SweepPaused(paused=chance.random() < 0.4, by="ada")
+        ranked = PrioritySet(priority=chance.randint(-2, 2), by="ada")
+        if scheduler.ledger.sweeps:
+            sweep_id = chance.choice(list(scheduler.ledger.sweeps))
+            self.world.actors.append(scheduler.append_sweep(sweep_id, chance.choice((paused, ranked))))
 
     def _tend(self) -> None:
         """What a person does who looks: undrain a free device, resume what was paused."""
@@ -908,6 +924,8 @@ class History:
 
     def _is_settled(self) -> bool:
         ledger = self.world.scheduler.ledger
+        if self.world.scheduler.cursor != len(self.world.log.written):
+            return False  # the last thing written may be a retry
         return bool(ledger.sweeps) and all(
             sweep.settled is not None and sweep.settled.jobs == len(sweep.expected) and ledger.is_over(sweep_id)
             for sweep_id, sweep in ledger.sweeps.items()

@@ -20,10 +20,13 @@ from screentest.records import (
     Cancelled,
     CancelRequested,
     Completed,
+    ControlEvent,
+    Drained,
     Failed,
     FailureClass,
     JobEvent,
     Refused,
+    RetryRequested,
     Started,
     Submitted,
     SweepEvent,
@@ -50,7 +53,7 @@ def seeds_of(block: int) -> Iterable[int]:
 def test_every_history_ends_well(block: int) -> None:
     for seed in seeds_of(block):
         history = History(seed)
-        Overlaps(history.world)
+        Watch(history.world)
         try:
             world = history.live()
             check(world)
@@ -80,19 +83,26 @@ def test_the_histories_meet_what_they_are_for() -> None:
     }
 
 
-class Overlaps:
-    """Watches every append: no Admitted while another attempt of the device is out and has not let go."""
+class Watch:
+    """Sees every append as it is made.
+
+    No Admitted on a drained device, nor while another attempt is out and has not let go.
+    """
 
     def __init__(self, world: World) -> None:
         self._world = world
         self._out: dict[str, int] = {}
+        self._is_drained = False
         world.log.watchers.append(self._look)
 
     def _look(self, written: Written) -> None:
         event = written.event
+        if isinstance(event, ControlEvent):
+            self._is_drained = isinstance(event.body, Drained)
         if not isinstance(event, JobEvent):
             return
         if isinstance(event.body, Admitted):
+            assert not self._is_drained, f"{event.job_id} is admitted on a drained device"
             out = [key for key in self._out.items() if key not in self._world.released]
             assert not out, f"{event.job_id} is admitted while {out} is out"
             self._out[event.job_id] = event.attempt
@@ -115,6 +125,8 @@ def check(world: World) -> None:
         check_ending(events)
         check_budget(events)
         check_cancel(events)
+    check_forgotten(world, histories)
+    check_retries(world, histories)
     check_ledgers(world, histories)
     check_settlements(world)
 
@@ -182,9 +194,25 @@ def check_cancel(events: list[JobEvent]) -> None:
     assert isinstance(request, CancelRequested)
     assert not any(isinstance(event.body, Admitted | Started) for event in later), "it went on after the cancel"
     assert isinstance(events[-1].body, Cancelled)
-    if not request.started:
-        # Where its worker has fallen silent too, the attempt that never started is written off first.
-        assert [type(event.body) for event in later] in ([Cancelled], [AttemptEnded, Cancelled])
+    # A running attempt is cancelled when it has ended. One that never started is ended at once; where its worker has
+    # fallen silent too, it is written off first.
+    kinds = [type(event.body) for event in later]
+    assert kinds == [AttemptEnded, Cancelled] or (kinds == [Cancelled] and not request.started)
+
+
+def check_forgotten(world: World, histories: dict[str, list[JobEvent]]) -> None:
+    """No attempt waits for its limit, hours away, without a worker that has it or will find it."""
+    for job_id, _ in world.forgotten:
+        # A cancel that comes between a Started and its lost answer makes the worker drop the attempt: that one waits.
+        assert any(isinstance(event.body, CancelRequested) for event in histories[job_id]), f"{job_id} was forgotten"
+
+
+def check_retries(world: World, histories: dict[str, list[JobEvent]]) -> None:
+    """Every retry a person asked for is a job of its own."""
+    bodies = [written.event.body for written in world.log.written if isinstance(written.event, SweepEvent)]
+    asked = [body.spec.job_id for body in bodies if isinstance(body, RetryRequested)]
+    assert len(set(asked)) == len(asked), "two retries share an id"
+    assert set(asked) <= histories.keys(), "a retry was forgotten"
 
 
 def check_ledgers(world: World, histories: dict[str, list[JobEvent]]) -> None:
