@@ -20,15 +20,18 @@ from screentest.records import (
     Job,
     JobEvent,
     JobState,
+    Keyframe,
     Outcome,
+    Prepare,
     SweepEvent,
     SweepSpec,
     Weights,
 )
-from tests.played import HandWorker, Scheduler
+from screentest_scheduler.presence import ALIVE_FOR_S
+from tests.played import ROOT, HandWorker, Scheduler
 
 if TYPE_CHECKING:
-    from tests.conftest import RunningServer
+    from tests.conftest import Depot, RunningServer
 
 
 def spec(**changes: object) -> SweepSpec:
@@ -321,3 +324,76 @@ async def test_a_thousand_jobs_are_durable_and_listed_by_page(scheduler: Schedul
     assert len(events) == 1000
     listed = await jobs(scheduler, sweep_id)
     assert [job.spec.seed for job in listed] == list(range(1000))
+
+
+async def test_a_second_retry_of_an_open_cell_is_refused(scheduler: Scheduler, worker: HandWorker) -> None:
+    sweep_id = await submit(scheduler, spec())
+    taken = await worker.take()
+    assert taken is not None
+    delivery, dispatch = taken
+    sequence = await worker.begin(dispatch)
+    await worker.finish(dispatch, sequence, Outcome(failure_class=FailureClass.NAN, cause="nan"))
+    await delivery.ack()
+    [first] = await until(scheduler, sweep_id, JobState.FAILED)
+    with scheduler.client() as client:
+        client.retry_job(first.spec.job_id)
+        with pytest.raises(NotPossibleNow, match="already tries this cell"):
+            client.retry_job(first.spec.job_id)
+
+
+async def test_a_keyframe_that_was_never_uploaded_is_refused(scheduler: Scheduler) -> None:
+    invented = Keyframe(key="keyframes/x.png", sha256="../../secret", width_px=8, height_px=8, size_bytes=1)
+    with pytest.raises(BadRequest, match="not in the depot") as refused:
+        await submit(scheduler, spec(lane_ids=("stub-i2v",), keyframe=invented))
+    assert refused.value.violations[0].field == "spec.keyframe"
+
+
+async def test_a_depot_that_is_away_holds_up_only_what_needs_it(
+    scheduler: Scheduler, worker: HandWorker, depot: Depot
+) -> None:
+    """Review of the first version: one clip that could not be checked stopped every cancel and admission."""
+    sweep_id = await submit(scheduler, spec(seeds=(1, 2)))
+    taken = await worker.take()
+    assert taken is not None
+    _, dispatch = taken
+    sequence = await worker.begin(dispatch)
+    outcome = await worker.upload(dispatch)
+    depot.server.kill()
+    try:
+        await worker.finish(dispatch, sequence, outcome)
+        second = await worker.take()  # the device goes on
+        assert second is not None
+        other = second[1].spec.job_id
+        with scheduler.client() as client:
+            await asyncio.to_thread(client.cancel_job, other)
+        await until(scheduler, sweep_id, JobState.ENDED, JobState.CANCELLED)
+    finally:
+        depot.server.start()
+    await until(scheduler, sweep_id, JobState.COMPLETED, JobState.CANCELLED, timeout_s=30)
+
+
+async def test_a_prepared_lane_that_goes_away_does_not_block_its_device(
+    scheduler: Scheduler, worker: HandWorker, bus: Bus, depot: Depot
+) -> None:
+    """Review of the first version: Retire to a worker that was gone ended every later admission."""
+    gone = HandWorker(bus=bus, depot=depot, lane_id="stub-i2v")
+    answering = await bus.answer(subjects.command("local", "cpu-0", "stub-i2v"), gone._on_command)
+    beating = asyncio.create_task(gone.beat())
+    with scheduler.client() as client:
+        keyframe = client.upload_keyframe(ROOT / "deploy" / "sweeps" / "architects-stillness.png")
+    sweep_id = await submit(scheduler, spec(lane_ids=("stub", "stub-i2v"), keyframe=keyframe))
+    taken = await worker.take()
+    assert taken is not None
+    _, dispatch = taken
+    sequence = await worker.begin(dispatch)
+    await worker.report(dispatch, "denoising")
+    async with asyncio.timeout(10):
+        while not any(isinstance(command, Prepare) for command in gone.commands):
+            await asyncio.sleep(0.05)
+    beating.cancel()
+    await answering.unsubscribe()
+    await asyncio.sleep(ALIVE_FOR_S + 0.5)
+    await submit(scheduler, spec(title="Later"), request_id="r-2")
+    await worker.finish(dispatch, sequence, await worker.upload(dispatch))
+    assert await worker.take(timeout_s=20) is not None
+    assert (await jobs(scheduler, sweep_id))[1].state is JobState.QUEUED

@@ -290,8 +290,21 @@ def test_an_attempt_past_its_limit_and_the_grace_times_out_for_good() -> None:
     assert f"{SPEC.limits.attempt_s:g} s" in outcome.cause
 
 
-def test_an_attempt_that_waits_for_its_start_has_no_limit() -> None:
-    assert transitions.lost(QUEUED.admitted().entry, stamp(1e6), 0) is None
+@pytest.mark.parametrize(("late_s", "ends"), [(-1, False), (0, True)])
+def test_an_attempt_that_a_live_worker_never_starts_is_tried_again(late_s: float, ends: bool) -> None:
+    """Review of the first version: an unreadable dispatch held its device for ever."""
+    entry = QUEUED.admitted().entry
+    assert entry.admitted is not None
+    late_ns = int((transitions.START_WITHIN_S + late_s) * 1e9)
+    now = replace(entry.admitted, boottime_ns=entry.admitted.boottime_ns + late_ns)
+    outcome = transitions.lost(entry, now, 0)
+    assert (outcome is not None) == ends
+    assert outcome is None or outcome.infrastructure
+
+
+def test_a_clip_that_waits_for_its_upload_has_no_limit_of_ours() -> None:
+    """The worker gives up by itself; a scheduler that was away must not destroy what waits in the spool."""
+    assert transitions.lost(RUNNING.entry, stamp(1e6), 0, is_finishing=True) is None
 
 
 # ---- time
@@ -307,10 +320,12 @@ def test_a_queued_job_ends_when_its_time_has_passed(seconds: int, ends: bool) ->
         assert ending.failure_class is FailureClass.TIMEOUT
 
 
-@pytest.mark.parametrize("told", [QUEUED.admitted(), RUNNING, RUNNING.ended(INFRASTRUCTURE)])
-def test_only_queued_jobs_expire(told: Told) -> None:
+@pytest.mark.parametrize(
+    ("told", "ends"), [(QUEUED.admitted(), False), (RUNNING, False), (RUNNING.ended(INFRASTRUCTURE), True)]
+)
+def test_only_jobs_that_wait_to_be_admitted_expire(told: Told, ends: bool) -> None:
     entry = replace(told.entry, spec=replace(SPEC, expires_at=BEGAN_AT))
-    assert transitions.expired(entry, BEGAN_AT + timedelta(days=1)) is None
+    assert (transitions.expired(entry, BEGAN_AT + timedelta(days=1)) is not None) == ends
 
 
 def test_a_job_without_expiry_waits_for_ever() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import re
 import tomllib
 import types
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
 
+from screentest import subjects
 from screentest.errors import BadRequest
 
 Weights = Literal["hub", "miniature", "full-random"]
@@ -24,8 +24,6 @@ Task = Literal["t2v", "i2v"]
 Device = Literal["gpu", "cpu", "remote"]
 DType = Literal["float32", "float16", "bfloat16"]
 Library = Literal["diffusers", "transformers"]
-
-ID_PATTERN: Final = re.compile(r"[a-z0-9-]{1,63}")
 
 # Our names for what a job may ask; a lane maps those it takes onto its pipeline's keywords.
 GENERIC_NAMES: Final = (
@@ -261,19 +259,14 @@ def lane_digest(lane: Lane) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()
 
 
-def legal_id(text: str) -> str:
-    """The lane id nearest to a text: lower case, everything else than letters and digits a dash, 63 characters."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:63]
-
-
 def _check_id(lane_id: Any, source: str) -> None:
     """A dot would split the NATS subject that carries the lane's id."""
     if not isinstance(lane_id, str) or not lane_id:
         raise BadRequest(f"{source}: id: wants a text, got {lane_id!r}")
-    if not ID_PATTERN.fullmatch(lane_id):
+    if not subjects.is_legal(lane_id):
         raise BadRequest(
             f"{source}: id: {lane_id!r} is not legal: a lane id has 1 to 63 characters of a-z, 0-9 and '-'; "
-            f"call it {legal_id(lane_id)!r}"
+            f"call it {subjects.legal_form(lane_id)!r}"
         )
 
 

@@ -23,9 +23,13 @@ def legal_form(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:63].strip("-") or "unnamed"
 
 
+def is_legal(text: str) -> bool:
+    return _ID.fullmatch(text) is not None
+
+
 def check_id(text: str, what: str, field: str = "") -> str:
     """Returns ``text``; BadRequest when a dot or another character would split or break the subject."""
-    if _ID.fullmatch(text):
+    if is_legal(text):
         return text
     message = f"{what} {text!r} is not legal: use 1 to 63 of a-z, 0-9 and -, for example {legal_form(text)!r}"
     raise BadRequest(message, (FieldViolation(field=field, description=message),) if field else ())

@@ -105,11 +105,6 @@ class Delivery:
     def subject(self) -> str:
         return self._message.subject
 
-    @property
-    def deliveries(self) -> int:
-        """1 the first time."""
-        return int(self._message.metadata.num_delivered or 1)
-
     async def renew(self) -> None:
         """Tells the broker we still work on it. Unavailable while it is away."""
         with _translated("the renewal"):
@@ -402,12 +397,17 @@ class Bus:
             await request.open()
         pending = info.num_pending or 0
         seen = start_sequence - 1
+        delivered = 0
         try:
             while follow or (pending > 0 and seen < end):
                 message = await request.next()
                 if message is None:
                     continue
                 metadata = message.metadata
+                delivered += 1
+                if metadata.sequence.consumer != delivered:
+                    # What was on its way when a connection broke never comes again: without acks nobody misses it.
+                    raise Unavailable(f"reading stopped: message {delivered} of {stream} was lost on its way")
                 seen, pending = metadata.sequence.stream, metadata.num_pending
                 yield Stored(
                     subject=message.subject,
@@ -491,8 +491,6 @@ class _PullRequest:
                 await self._client.publish(self._next_subject, json.dumps(ask).encode(), reply=self._inbox)
             self._outstanding = READ_AHEAD
         message = self._arrived.get_nowait() if not self._arrived.empty() else await self._wait()
-        if message is None:
-            return None
         status = (message.headers or {}).get(Header.STATUS.value) if not message.data else None
         if status is None:
             self._outstanding -= 1
@@ -502,15 +500,13 @@ class _PullRequest:
             raise Unavailable(f"reading stopped: {(message.headers or {}).get(Header.DESCRIPTION.value, status)}")
         return None
 
-    async def _wait(self) -> Msg | None:
+    async def _wait(self) -> Msg:
         try:
             async with asyncio.timeout(FOLLOW_POLL_S + 1):
                 return await self._arrived.get()
         except TimeoutError:
-            if not self._client.is_connected:
-                raise Unavailable("the broker is away") from None
-            self._outstanding = 0  # the request went down with an earlier connection
-            return None
+            # The broker answers every request, if only that it has expired: this one, or its answer, was lost.
+            raise Unavailable("the broker is silent") from None
 
 
 class LanePuller:

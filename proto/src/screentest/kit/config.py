@@ -43,13 +43,16 @@ class DepotSettings(BaseSettings):
 
 
 def read_secret(path: Path | None) -> SecretStr:
-    """The content of a secret file, empty when none is set; BadRequest when it is missing."""
+    """The content of a secret file, empty when none is set; BadRequest when it is missing or empty."""
     if path is None:
         return SecretStr("")
     try:
-        return SecretStr(path.read_text().strip())
+        secret = path.read_text().strip()
     except OSError as error:
         raise BadRequest(f"secret file {path} cannot be read ({error.strerror}); run `make secrets`") from error
+    if not secret:  # an empty token would mean: ask for none
+        raise BadRequest(f"secret file {path} is empty; delete it and run `make secrets`")
+    return SecretStr(secret)
 
 
 def explain(error: ValidationError) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Iterable
 from dataclasses import dataclass, field
 
 import structlog
@@ -26,6 +27,7 @@ from screentest.records import (
     Failed,
     FailureClass,
     JobState,
+    LaneId,
     Prepare,
     Process,
     Proof,
@@ -46,6 +48,8 @@ log = structlog.get_logger()
 
 # A pass runs at every change and at least this often: silence of a worker is no event.
 IDLE_PASS_S = 1.0
+# A pass that comes this late slept through a suspend or a blocked machine.
+LATE_PASS_S = 5.0
 REDISPATCH_EVERY_S = 10.0
 CANCEL_EVERY_S = 2.0
 PROOF_TIMEOUT_S = 2.0
@@ -74,12 +78,24 @@ class Turn:
 class Conductor:
     """Owns no truth: everything here can be lost and is found again in the ledger and the heartbeats."""
 
-    def __init__(self, bus: Bus, store: Store, ledger: Ledger, journal: Journal, devices: tuple[tuple[str, str], ...]):
+    def __init__(
+        self,
+        bus: Bus,
+        store: Store,
+        ledger: Ledger,
+        journal: Journal,
+        devices: tuple[tuple[str, str], ...],
+        *,
+        ack_wait_s: float,
+    ):
         self._bus = bus
         self._store = store
         self._ledger = ledger
         self._journal = journal
         self._devices = devices
+        self._ack_wait_s = ack_wait_s
+        self._consumers: set[tuple[str, str, str]] = set()
+        self._completing: set[str] = set()
         self._changed = asyncio.Event()
         self._settling: set[str] = set()
         self._turns: dict[tuple[str, str], Turn] = {}
@@ -98,31 +114,45 @@ class Conductor:
             self._journal.take(stored)
             self.wake()
 
+    async def make_consumers(self, lane_ids: Iterable[str]) -> None:
+        """The queue of every lane on every configured device, so that workers find theirs before the first job."""
+        for host, device in self._devices:
+            for lane_id in lane_ids:
+                await self._make_consumer(host, device, lane_id)
+
     async def run(self) -> None:
         """Passes until cancelled. What fails in one pass is tried again in the next."""
+        reconnected = self._bus.reconnected()
+        passed_ns = clock.boottime_ns()
         async with asyncio.TaskGroup() as group:
             while True:
                 self._changed.clear()
-                try:
-                    await self._pass(group)
-                except WrongLastSequence:
-                    pass  # somebody else wrote first: the tail brings it, then we decide again
-                except ScreentestError as error:
-                    log.warning("pass_interrupted", error=str(error))
-                    await asyncio.sleep(IDLE_PASS_S)
+                if reconnected.is_set() or (clock.boottime_ns() - passed_ns) / 1e9 > LATE_PASS_S:
+                    reconnected.clear()
+                    self._begin_anew()
+                passed_ns = clock.boottime_ns()
+                await self._pass(group)
                 try:
                     async with asyncio.timeout(IDLE_PASS_S):
                         await self._changed.wait()
                 except TimeoutError:
                     continue
 
+    def _begin_anew(self) -> None:
+        """Time in which we were deaf is nobody else's silence, and no time in which a device stayed unclean."""
+        self.presence.begin_anew()
+        for turn in self._turns.values():
+            turn.unproven_since_ns = None
+
     async def _pass(self, group: asyncio.TaskGroup) -> None:
-        for sweep_id in list(self._ledger.sweeps):
-            sweep = self._ledger.sweeps[sweep_id]
-            if len(sweep.job_ids) != len(sweep.expected):
-                await self._journal.write_missing_jobs(sweep_id)
+        """One job's trouble is its own: the others are followed up all the same."""
+        for sweep in list(self._ledger.sweeps.values()):
+            sweep_id = sweep.record.sweep_id
+            if len(sweep.job_ids) != len(sweep.expected) and not self._journal.is_writing(sweep_id):
+                await self._guarded(self._journal.write_missing_jobs(sweep_id), sweep=sweep_id)
         for entry in (*self._ledger.active_jobs(), *self._ledger.expiring_jobs()):
-            await self._follow_up(self._ledger.job(entry.spec.job_id))
+            job_id = entry.spec.job_id
+            await self._guarded(self._follow_up(self._ledger.job(job_id), group), job=job_id)
         for sweep in self._unsettled():
             self._settling.add(sweep.record.sweep_id)
             group.create_task(self._settle(sweep))
@@ -131,30 +161,65 @@ class Conductor:
             if turn.busy is None or turn.busy.done():
                 turn.busy = group.create_task(self._take_turn(place, turn))
 
+    async def _guarded(self, work: Awaitable[object], **about: str) -> None:
+        try:
+            await work
+        except WrongLastSequence:
+            pass  # somebody else wrote first: the tail brings it, then we decide again
+        except ScreentestError as error:
+            log.warning("follow_up_interrupted", error=str(error), **about)
+
     # ---- what follows for one job
 
-    async def _follow_up(self, entry: Entry) -> None:
+    async def _follow_up(self, entry: Entry, group: asyncio.TaskGroup) -> None:
         """Appends what must follow: at most one terminal event."""
-        if entry.state.is_terminal:
+        job_id = entry.spec.job_id
+        if entry.state.is_terminal or job_id in self._completing:
             return
-        now = clock.stamp()
-        silent_s = self.presence.silent_s(entry.spec.host, entry.spec.device, entry.spec.lane_id)
-        outcome = transitions.lost(entry, now, silent_s)
-        if outcome is not None:
-            await self._withdraw(entry)
-            entry = await self._journal.append_job(entry, JobState.ENDED, AttemptEnded(outcome=outcome))
-        ending = transitions.terminal(entry) or transitions.expired(entry, now.at)
+        entry = await self._end_if_lost(entry)
+        ending = transitions.terminal(entry) or transitions.expired(entry, clock.stamp().at)
         if ending is None:
             await self._pursue(entry)
-            return
+        elif isinstance(ending, Completed):
+            # The depot may be slow or away: nobody else waits for it.
+            self._completing.add(job_id)
+            group.create_task(self._complete(entry, ending))
+        else:
+            await self._end(entry, ending)
+
+    async def _end_if_lost(self, entry: Entry) -> Entry:
+        if not self._bus.is_connected:
+            return entry  # the silence may be ours
+        spec = entry.spec
+        silent_s = self.presence.silent_s(spec.host, spec.device, spec.lane_id)
+        is_finishing = self.presence.is_finishing(spec.host, spec.device, spec.lane_id, spec.job_id)
+        # Until every worker had time to say what it finishes, no limit is applied to anybody.
+        is_finishing = is_finishing or self.presence.listening_s < transitions.WORKER_LOST_AFTER_S
+        outcome = transitions.lost(entry, clock.stamp(), silent_s, is_finishing=is_finishing)
+        if outcome is None:
+            return entry
+        # The guard of this append fences the worker; its message is only tidied away.
+        ended = await self._journal.append_job(entry, JobState.ENDED, AttemptEnded(outcome=outcome))
+        await self._withdraw(ended)
+        return ended
+
+    async def _complete(self, entry: Entry, ending: Completed) -> None:
+        try:
+            await self._guarded(self._check_and_end(entry, ending), job=entry.spec.job_id)
+        finally:
+            self._completing.discard(entry.spec.job_id)
+
+    async def _check_and_end(self, entry: Entry, ending: Completed) -> None:
+        await self._end(entry, await self._checked(ending))
+
+    async def _end(self, entry: Entry, ending: transitions.Terminal) -> None:
         if entry.state is JobState.ADMITTED:
             await self._withdraw(entry)
-        if isinstance(ending, Completed):
-            ending = await self._checked(ending)
         await self._journal.append_job(entry, transitions.state_after(ending), ending)
         self.presence.forget(entry.spec.job_id)
         self._cancel_sent_ns.pop(entry.spec.job_id, None)
         self._redispatched_ns.pop(entry.spec.job_id, None)
+        self.wake()
 
     async def _checked(self, ending: Completed) -> Completed | Failed:
         """Completed means that the object exists: the depot has the last word."""
@@ -258,14 +323,24 @@ class Conductor:
             loaded_lane=loaded,
         )
 
+    def waiting(self, entries: Iterable[Entry]) -> dict[str, str]:
+        """Why each queued job waits, by job id; jobs that do not wait are left out."""
+        places: dict[tuple[str, str], tuple[Slot, frozenset[LaneId], str]] = {}
+        found = {}
+        for entry in entries:
+            if not entry.may_be_admitted:
+                continue
+            place = (entry.spec.host, entry.spec.device)
+            if place not in places:
+                unproven = self._turns.get(place, Turn()).unproven
+                places[place] = (self.slot(*place), self.presence.lanes_alive(*place), unproven)
+            slot, alive, unproven = places[place]
+            found[entry.spec.job_id] = admission.waits_for(slot, self._ledger.candidate(entry), alive, unproven)
+        return found
+
     def waits_for(self, entry: Entry) -> str:
         """Why a queued job waits; empty when it does not."""
-        if not entry.may_be_admitted:
-            return ""
-        place = (entry.spec.host, entry.spec.device)
-        turn = self._turns.get(place, Turn())
-        alive = self.presence.lanes_alive(*place)
-        return admission.waits_for(self.slot(*place), self._ledger.candidate(entry), alive, turn.unproven)
+        return self.waiting([entry]).get(entry.spec.job_id, "")
 
     def _holder(self, host: str, device: str) -> Entry | None:
         """The job whose attempt is out and has not let go of the device."""
@@ -273,7 +348,8 @@ class Conductor:
             if not entry.holds_attempt or (entry.spec.host, entry.spec.device) != (host, device):
                 continue
             progress = self.presence.progress(entry.spec.job_id, entry.attempt)
-            if progress is None or progress.phase not in RELEASED_PHASES:
+            has_let_go = progress is not None and progress.phase in RELEASED_PHASES
+            if not has_let_go and not self.presence.is_finishing(host, device, entry.spec.lane_id, entry.spec.job_id):
                 return entry
         return None
 
@@ -340,10 +416,15 @@ class Conductor:
     async def _retire_others(self, place: tuple[str, str], lane_id: str, turn: Turn) -> None:
         """Warm runners of other lanes let go, and so do prepared ones that were not chosen after all."""
         holding = {alive.lane_id for alive in self.presence.runners(*place)}
+        turn.prepared &= self.presence.lanes_alive(*place)  # a worker that is gone took its interpreter along
         for other in sorted((holding | turn.prepared) - {lane_id}):
-            reply = await self._command(
-                place, other, Command(body=Retire(reason=f"{lane_id} is next")), RETIRE_TIMEOUT_S
-            )
+            command = Command(body=Retire(reason=f"{lane_id} is next"))
+            try:
+                reply = await self._command(place, other, command, RETIRE_TIMEOUT_S)
+            except Unavailable:
+                if other in holding:
+                    raise
+                reply = CommandReply(done=True)  # it held nothing: only a prepared interpreter is forgotten
             if not reply.done:
                 raise Unavailable(f"the runner of {other} does not let go: {reply.detail}")
             turn.prepared.discard(other)
@@ -416,8 +497,15 @@ class Conductor:
         payload = await self._bus.request(subjects.command(*place, lane_id), wire.encode(command), timeout_s=timeout_s)
         return wire.decode(payload, CommandReply)
 
+    async def _make_consumer(self, host: str, device: str, lane_id: str) -> None:
+        if (host, device, lane_id) not in self._consumers:
+            await self._bus.ensure_lane_consumer(host, device, lane_id, ack_wait_s=self._ack_wait_s)
+            self._consumers.add((host, device, lane_id))
+
     async def _dispatch(self, entry: Entry) -> None:
         spec = entry.spec
+        # A worker on a device that nobody configured here has no queue before its first job.
+        await self._make_consumer(spec.host, spec.device, spec.lane_id)
         dispatch = Dispatch(spec=spec, attempt=entry.attempt, rung=entry.rung, admitted_sequence=entry.sequence)
         subject = subjects.dispatch(spec.host, spec.device, spec.lane_id, spec.job_id, entry.attempt)
         await self._bus.dispatch(subject, wire.encode(dispatch))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import structlog
 
 from screentest import objects, wire
@@ -16,6 +18,8 @@ log = structlog.get_logger()
 
 PUTTABLE = frozenset({ArtifactKind.CLIP, ArtifactKind.LOG, ArtifactKind.MANIFEST})
 # The depot's own limit for one PUT; the condition and the checksum cover the whole object only then.
+SHA256 = re.compile(r"[0-9a-f]{64}")
+REPORT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
 MAX_OBJECT_BYTES = 5 * 1024**3
 
 
@@ -48,7 +52,7 @@ class Depot:
             if spec.keyframe is None:
                 raise NotFound(f"job {request.job_id} has no keyframe")
             return UrlReply(url=self._store.get_url(spec.keyframe.key, public=False).url, key=spec.keyframe.key)
-        if request.kind not in PUTTABLE or len(request.sha256) != 64:
+        if request.kind not in PUTTABLE or not SHA256.fullmatch(request.sha256):
             raise BadRequest(f"a worker may put clip, log and manifest with their sha256, not {request.kind}")
         # Admitted will do: the worker may ask before its Started has come back to us.
         if request.attempt != entry.attempt or not entry.holds_attempt:
@@ -79,7 +83,7 @@ class Depot:
         """One file of a sweep's published report."""
         self._ledger.sweep(sweep_id)
         name = name or "index.html"
-        if name.startswith("/") or ".." in name.split("/"):
+        if not all(REPORT_NAME.fullmatch(part) for part in name.split("/")):
             raise BadRequest(f"{name!r} is no file of a report")
         key = objects.report_file(sweep_id, name)
         stat = await self._store.stat(key)

@@ -101,6 +101,8 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
                 yield _watch_response(place, item)
         except ScreentestError as error:
             await _abort(context, error)
+        except Exception as error:  # noqa: BLE001  # a defect of ours ends this call, not the server
+            await _abort_internal(context, error)
 
     async def CancelSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
@@ -268,7 +270,17 @@ async def _answer(context: Any, call: Callable[[], Awaitable[T]]) -> T:
         await _abort(context, error)
     except TimeoutError:
         await context.abort(grpc.StatusCode.DEADLINE_EXCEEDED, f"no answer within {UNARY_DEADLINE_S:.0f} s")
+    except Exception as error:  # noqa: BLE001  # as above
+        await _abort_internal(context, error)
     raise AssertionError("abort raises")
+
+
+async def _abort_internal(context: Any, error: Exception) -> None:
+    """A defect of ours: its inside goes to the log, not to the caller."""
+    if isinstance(error, grpc.aio.AbortError):
+        raise error
+    log.exception("call_failed", error=str(error))
+    await context.abort(grpc.StatusCode.INTERNAL, "internal error; the scheduler's log has it")
 
 
 async def _abort(context: Any, error: ScreentestError) -> NoReturn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Callable, Sequence
 from datetime import datetime
@@ -34,6 +35,9 @@ log = structlog.get_logger()
 
 # Jobs of one filtered read; the broker's limit for subjects in one filter is far above.
 READ_AT_ONCE = 200
+# The tail is behind by milliseconds; after a reconnect by a few seconds.
+CATCH_UP_TRIES = 100
+CATCH_UP_EVERY_S = 0.1
 
 
 class Journal:
@@ -42,7 +46,7 @@ class Journal:
     def __init__(self, bus: Bus, ledger: Ledger) -> None:
         self._bus = bus
         self._ledger = ledger
-        self._writing: set[str] = set()
+        self._writing: dict[str, asyncio.Lock] = {}
 
     # ---- submit
 
@@ -75,8 +79,8 @@ class Journal:
         return claim.sweep_id, True
 
     async def write_sweep(self, record: SweepRecord) -> SweepState:
-        """The record first, then each job once; both may be repeated."""
-        if record.sweep_id not in self._ledger.sweeps:
+        """The record first, then each job once; both may be repeated. The first record that was written stands."""
+        if record.sweep_id not in self._ledger.sweeps and not await self.is_written(record.sweep_id):
             event = SweepEvent(
                 event_id=f"submit-{record.sweep_id}",
                 sweep_id=record.sweep_id,
@@ -88,15 +92,24 @@ class Journal:
         await self.write_missing_jobs(record.sweep_id)
         return self._ledger.sweep(record.sweep_id)
 
+    async def is_written(self, sweep_id: str) -> bool:
+        """Whether the stream has the sweep; waits until the ledger has it too. Unavailable when it does not come."""
+        if await self._bus.last(subjects.EVENTS_STREAM, subjects.sweep_events(sweep_id)) is None:
+            return False
+        for _ in range(CATCH_UP_TRIES):
+            if sweep_id in self._ledger.sweeps:
+                return True
+            await asyncio.sleep(CATCH_UP_EVERY_S)
+        raise Unavailable(f"sweep {sweep_id} is written but not read back yet; submit again with the same request id")
+
     async def write_missing_jobs(self, sweep_id: str) -> int:
         """Appends Submitted for every job the stream lacks; returns how many. Raises the first error, if any."""
-        if sweep_id in self._writing:
-            return 0
-        self._writing.add(sweep_id)
-        try:
+        async with self._writing.setdefault(sweep_id, asyncio.Lock()):
             return await self._write_missing_jobs(sweep_id)
-        finally:
-            self._writing.discard(sweep_id)
+
+    def is_writing(self, sweep_id: str) -> bool:
+        lock = self._writing.get(sweep_id)
+        return lock is not None and lock.locked()
 
     async def _write_missing_jobs(self, sweep_id: str) -> int:
         started_ns = clock.boottime_ns()

@@ -84,6 +84,9 @@ class Ledger:
         """Every job that is not terminal, oldest first."""
         return [self.jobs[job_id] for job_id in self._open]
 
+    def open_jobs_of(self, sweep_id: str) -> list[Entry]:
+        return [entry for entry in self.open_jobs() if entry.spec.sweep_id == sweep_id]
+
     def active_jobs(self) -> list[Entry]:
         """Open jobs that something may follow for now: all but the simply queued ones. Ten thousand may wait."""
         return [self.jobs[job_id] for job_id in self._active]
@@ -120,12 +123,13 @@ class Ledger:
         return [spec for job_id, spec in sweep.expected.items() if job_id not in self.jobs]
 
     def next_retry_index(self, spec: JobSpec) -> int:
-        same_cell = (
-            other.retry_index
-            for other in self.sweep(spec.sweep_id).expected.values()
-            if (other.lane_id, other.prompt_index, other.seed) == (spec.lane_id, spec.prompt_index, spec.seed)
-        )
-        return max(same_cell) + 1
+        return max(other.retry_index for other in self.same_cell(spec)) + 1
+
+    def same_cell(self, spec: JobSpec) -> list[JobSpec]:
+        """Every job of the cell, the first one and its retries."""
+        cell = (spec.lane_id, spec.prompt_index, spec.seed)
+        jobs = self.sweep(spec.sweep_id).expected.values()
+        return [other for other in jobs if (other.lane_id, other.prompt_index, other.seed) == cell]
 
     # ---- folding
 
@@ -199,14 +203,15 @@ class Ledger:
     def _add(self, event: JobEvent, sequence: int) -> None:
         assert isinstance(event.body, Submitted)
         sweep = self.sweeps.get(event.sweep_id)
+        if sweep is None:
+            raise NotFound(f"job {event.job_id} is of sweep {event.sweep_id}, which is not in the stream")
         # The record's own spec shares prompt and parameters with its siblings; the event's copy would not.
-        spec = sweep.expected.get(event.job_id, event.body.spec) if sweep else event.body.spec
+        spec = sweep.expected.get(event.job_id, event.body.spec)
         self.jobs[event.job_id] = transitions.submitted_entry(spec, event.stamp, sequence)
         self._open[event.job_id] = None
         if spec.expires_at is not None:
             self._expiring[event.job_id] = None
-        if sweep:
-            sweep.job_ids.append(event.job_id)
+        sweep.job_ids.append(event.job_id)
 
 
 def subject_of(spec: JobSpec) -> str:

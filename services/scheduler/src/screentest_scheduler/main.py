@@ -36,9 +36,6 @@ async def serve(stopping: asyncio.Event) -> None:
     )
     try:
         await bus.ensure_streams()
-        for host, device in settings.places():
-            for lane_id in catalogue:
-                await bus.ensure_lane_consumer(host, device, lane_id, ack_wait_s=settings.ack_wait_s)
         store = _store(depot_settings)
         await store.ensure_bucket()
         await _serve(stopping, settings, catalogue, bus, store)
@@ -53,7 +50,8 @@ async def _serve(
     ledger = Ledger()
     journal = Journal(bus, ledger)
     await journal.replay()
-    conductor = Conductor(bus, store, ledger, journal, places)
+    conductor = Conductor(bus, store, ledger, journal, places, ack_wait_s=settings.ack_wait_s)
+    await conductor.make_consumers(catalogue)
     await conductor.presence.listen(bus)
     depot = Depot(store, ledger, journal)
     await depot.listen(bus)
@@ -62,7 +60,7 @@ async def _serve(
         store=store,
         ledger=ledger,
         conductor=conductor,
-        submitter=Submitter(bus, ledger, journal, conductor.presence, catalogue, places[0]),
+        submitter=Submitter(bus, ledger, journal, conductor.presence, store, catalogue, places[0]),
         views=Views(ledger, journal, conductor, catalogue, places[0]),
         depot=depot,
         default_host=settings.host,

@@ -35,7 +35,6 @@ MAX_SIZE_PX = 8192
 MAX_STEPS = 1000
 # torch.Generator takes 64 bit; the contract's int64 is the narrower one.
 MAX_SEED = 2**63 - 1
-TIMESTAMP_CHARACTERS = len("-20260508t232959z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,6 +183,7 @@ def retry(spec: JobSpec, retry_index: int) -> JobSpec:
         job_id=job_id(spec.sweep_id, spec.lane_id, spec.prompt_index, spec.seed, retry_index),
         retry_of=spec.job_id,
         retry_index=retry_index,
+        expires_at=None,  # a person wants it now, whatever the sweep once allowed
     )
 
 

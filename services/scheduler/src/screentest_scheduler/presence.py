@@ -34,6 +34,20 @@ class Presence:
         # A scheduler that has just started has heard nobody: silence counts from here.
         self._since_ns = clock.boottime_ns()
 
+    def begin_anew(self) -> None:
+        """We could not hear for a while (broker away, machine asleep): nobody's silence counts from before now."""
+        self._since_ns = clock.boottime_ns()
+
+    @property
+    def listening_s(self) -> float:
+        """Seconds since we began to hear."""
+        return _age_s(self._since_ns)
+
+    def is_finishing(self, host: str, device: str, lane_id: str, job_id: str) -> bool:
+        """The live worker says that this job encodes or uploads: it needs the device no more."""
+        alive = self.worker(host, device, lane_id)
+        return alive is not None and job_id in alive.finishing_job_ids
+
     async def listen(self, bus: Bus) -> None:
         await bus.listen("alive.>", self._on_alive)
         await bus.listen("progress.>", self._on_progress)
@@ -116,7 +130,8 @@ class Presence:
 
 
 def _differs(before: Alive, now: Alive) -> bool:
-    return (before.runner, before.job_id, before.attempt) != (now.runner, now.job_id, now.attempt)
+    was = (before.runner, before.job_id, before.attempt, before.finishing_job_ids)
+    return was != (now.runner, now.job_id, now.attempt, now.finishing_job_ids)
 
 
 def _age_s(boottime_ns: int) -> float:

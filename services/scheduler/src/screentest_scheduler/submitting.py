@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 
-from screentest import lanes, subjects, wire
-from screentest.errors import BadRequest, FieldViolation, Unavailable
+from screentest import lanes, objects, subjects, wire
+from screentest.errors import BadRequest, FieldViolation, NotPossibleNow, Unavailable
 from screentest.kit.bus import Bus
+from screentest.kit.store import Store
 from screentest.records import (
     Command,
     CommandReply,
@@ -33,6 +35,7 @@ PREFLIGHT_TIMEOUT_S = 2.0
 MAX_REQUEST_ID_CHARACTERS = 200
 # Only for preflight: the worker sees a spec before the sweep has an id.
 NO_SWEEP = "preflight"
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class Submitter:
@@ -42,6 +45,7 @@ class Submitter:
         ledger: Ledger,
         journal: Journal,
         presence: Presence,
+        store: Store,
         catalogue: Mapping[str, lanes.Lane],
         default_place: tuple[str, str],
     ) -> None:
@@ -49,6 +53,7 @@ class Submitter:
         self._ledger = ledger
         self._journal = journal
         self._presence = presence
+        self._store = store
         self._catalogue = catalogue
         self._default_place = default_place
         self._pen = asyncio.Lock()
@@ -56,6 +61,7 @@ class Submitter:
     async def preflight(self, spec: SweepSpec) -> Plan:
         """What would happen. Raises BadRequest when the spec itself is wrong."""
         planning.check(spec, self._catalogue)
+        await self._check_keyframe(spec)
         placements = {lane_id: self._placement(lane_id) for lane_id in spec.lane_ids}
         planned = planning.plan(spec, self._catalogue, placements)
         replies = await asyncio.gather(*(self._ask(job) for job in _first_jobs(spec, planned)))
@@ -67,7 +73,7 @@ class Submitter:
         _check_request_id(request_id)
         content_sha256 = planning.content_sha256(spec)
         known = await self._journal.known_request(request_id, content_sha256)
-        if known in self._ledger.sweeps:
+        if known and (known in self._ledger.sweeps or await self._journal.is_written(known)):
             await self._journal.write_missing_jobs(known)
             return self._ledger.sweep(known), False
         planned = await self.preflight(spec)
@@ -89,7 +95,11 @@ class Submitter:
             return await self._journal.write_sweep(record), is_new
 
     async def retry(self, entry: Entry, by: str) -> Entry:
-        """A new job for the cell of a terminal one."""
+        """A new job for the cell of a terminal one. NotPossibleNow while another job of that cell is not terminal."""
+        for other in self._ledger.same_cell(entry.spec):
+            known = self._ledger.jobs.get(other.job_id)
+            if known is None or not known.state.is_terminal:
+                raise NotPossibleNow(f"{other.job_id} already tries this cell again; wait for it or cancel it")
         spec = planning.retry(entry.spec, self._ledger.next_retry_index(entry.spec))
         lane = self._catalogue.get(spec.lane_id)
         if lane is not None:
@@ -115,7 +125,19 @@ class Submitter:
             ordinal=spec.ordinal,
             retry_of=spec.retry_of,
             retry_index=spec.retry_index,
+            expires_at=spec.expires_at,
         )
+
+    async def _check_keyframe(self, spec: SweepSpec) -> None:
+        """The client repeats what UploadKeyframe said; a worker builds a path and we sign a URL from it."""
+        keyframe = spec.keyframe
+        if keyframe is None:
+            return
+        is_ours = SHA256.fullmatch(keyframe.sha256) and keyframe.key == objects.keyframe(keyframe.sha256)
+        stat = await self._store.stat(keyframe.key) if is_ours else None
+        if stat is None or stat.size_bytes != keyframe.size_bytes:
+            message = "this keyframe is not in the depot; upload it first and give what UploadKeyframe returns"
+            raise BadRequest(message, (FieldViolation(field="spec.keyframe", description=message),))
 
     def _placement(self, lane_id: str) -> Placement:
         place = self._presence.place_of(lane_id)

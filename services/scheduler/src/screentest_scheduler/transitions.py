@@ -37,6 +37,9 @@ WORKER_LOST_AFTER_S = 60.0
 # The worker enforces attempt_s itself; this is how long after that the scheduler does it instead.
 ATTEMPT_GRACE_S = 60.0
 
+# An admitted attempt waits for the proof (60 s) and the interpreter only; ten times that is no waiting any more.
+START_WITHIN_S = 600.0
+
 Terminal = Completed | Failed | Refused | Cancelled
 
 
@@ -54,6 +57,7 @@ class Entry:
     submitted: Stamp
     attempt: int = 0
     rung: int = 0
+    admitted: Stamp | None = None
     began: Stamp | None = None
     outcome: Outcome | None = None
     infrastructure_losses: int = 0
@@ -90,7 +94,7 @@ def apply(entry: Entry, event: JobEvent, sequence: int) -> Entry:
         case Submitted():
             return entry
         case Admitted(rung=rung):
-            return replace(entry, attempt=event.attempt, rung=rung, began=None, outcome=None)
+            return replace(entry, attempt=event.attempt, rung=rung, admitted=event.stamp, began=None, outcome=None)
         case Started():
             return replace(entry, began=event.stamp, unstarted_losses=0)
         case CancelRequested(by=by):
@@ -146,16 +150,20 @@ def state_after(body: Terminal) -> JobState:
 
 
 def expired(entry: Entry, now: datetime) -> Failed | None:
-    """A queued job whose time has passed ends here."""
+    """A job that waits to be admitted, for the first time or again, ends when its time has passed."""
     limit = entry.spec.expires_at
-    if limit is None or entry.state is not JobState.QUEUED or now < limit:
+    if limit is None or not entry.may_be_admitted or now < limit:
         return None
     cause = f"expired at {limit:%Y-%m-%d %H:%M:%S} UTC before it could start"
     return Failed(failure_class=FailureClass.TIMEOUT, cause=cause, fix="submit again with a later expires_at")
 
 
-def lost(entry: Entry, now: Stamp, worker_silent_s: float) -> Outcome | None:
-    """The outcome to write for a worker that cannot: it is silent, or the attempt is far past its limit."""
+def lost(entry: Entry, now: Stamp, worker_silent_s: float, *, is_finishing: bool = False) -> Outcome | None:
+    """The outcome to write for a worker that cannot: it is silent, or the attempt is far past its limit.
+
+    is_finishing: the live worker says that the attempt encodes or uploads. Its clip may wait in the spool for the
+    depot, or for us: the worker gives up by itself, and only it knows when.
+    """
     if not entry.holds_attempt:
         return None
     if worker_silent_s >= WORKER_LOST_AFTER_S:
@@ -165,6 +173,15 @@ def lost(entry: Entry, now: Stamp, worker_silent_s: float) -> Outcome | None:
             fix="start the worker again (`screentest up`); the job is tried again by itself",
             infrastructure=True,
         )
+    if entry.began is None and entry.admitted is not None and elapsed_s(entry.admitted, now) >= START_WITHIN_S:
+        return Outcome(
+            failure_class=FailureClass.INFRASTRUCTURE,
+            cause=f"the worker of {entry.spec.lane_id} is alive but has not started it within {START_WITHIN_S:.0f} s",
+            fix="look at the worker's log; the job is tried again by itself",
+            infrastructure=True,
+        )
+    if is_finishing:
+        return None
     limit_s = entry.spec.limits.attempt_s
     # From Started, as the worker counts: waiting for the keyframe, the proof and the runner is not the attempt's time.
     if entry.began is not None and elapsed_s(entry.began, now) >= limit_s + ATTEMPT_GRACE_S:

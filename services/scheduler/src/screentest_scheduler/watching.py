@@ -35,7 +35,7 @@ def parse_cursor(text: str, epoch: str) -> Cursor:
     if not text:
         return Cursor(epoch=epoch, sequence=0)
     found_epoch, _, number = text.partition(":")
-    if not number.isdigit():
+    if not (number.isascii() and number.isdigit()):
         raise BadRequest(f"{text!r} is no cursor; give one that WatchSweep returned, or none to start at the beginning")
     if found_epoch != epoch:
         raise BadRequest(f"cursor {text!r} is of another event stream (now {epoch}); watch from the beginning")
@@ -93,13 +93,11 @@ async def _waiting(ledger: Ledger, conductor: Conductor, sweep_id: str, said: as
     """Why each queued job waits, when that changes."""
     told: dict[str, str] = {}
     while True:
-        for entry in ledger.sweep_jobs(sweep_id):
-            if entry.state.is_terminal:
-                continue
-            reason = conductor.waits_for(entry)
-            if told.get(entry.spec.job_id, "") != reason:
-                told[entry.spec.job_id] = reason
-                await said.put((0, Waiting(job_id=entry.spec.job_id, waits_for=reason)))
+        waiting = conductor.waiting(ledger.open_jobs_of(sweep_id))
+        for job_id, reason in waiting.items():
+            if told.get(job_id, "") != reason:
+                await said.put((0, Waiting(job_id=job_id, waits_for=reason)))
+        told = waiting
         await asyncio.sleep(WAITING_EVERY_S)
 
 
