@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import os
+import signal
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -203,6 +204,42 @@ async def test_escaped_grandchild_dies_when_the_runner_retires(worker: Rig) -> N
     assert below(worker) == []
     with held_lock(worker.lock_path):  # the escaped process had inherited the lock
         pass
+
+
+async def test_escaped_grandchild_dies_with_its_idle_runner(worker: Rig) -> None:
+    """Nobody asks for a retirement: the worker itself must see that its warm runner has died."""
+    spec = worker.spec(call={"fault": "fork_escape", "steps": 1})
+    await worker.admit(spec)
+    assert (await worker.outcome(spec)).failure_class is None
+    runner = worker.registered[0]
+    escaped = [pid for pid in below(worker) if pid != runner.pid]
+    assert escaped
+    os.kill(runner.pid, signal.SIGKILL)
+
+    async def look() -> bool | None:
+        return None if is_locked(worker.lock_path) else True
+
+    await worker.until(look, 5, "free lock")
+    assert not any(clock.process_of(pid) for pid in escaped)
+    again = worker.spec()
+    await worker.admit(again)
+    assert (await worker.outcome(again)).model_loads == 1
+
+
+async def test_escaped_grandchild_of_a_runner_that_crashes_is_counted(worker: Rig) -> None:
+    spec = worker.spec(call={"fault": "fork_escape", "steps": 2, "work_s": 60.0})
+    await worker.admit(spec)
+    runner = (await worker.started(spec)).runner
+
+    async def look() -> bool | None:
+        return True if any(pid != runner.pid and holds(pid, worker.lock_path) for pid in below(worker)) else None
+
+    await worker.until(look, 10, "escaped child")
+    os.kill(runner.pid, signal.SIGKILL)
+    outcome = await worker.outcome(spec)
+    assert outcome.failure_class is FailureClass.CRASHED
+    assert outcome.survivors_killed >= 1
+    assert not is_locked(worker.lock_path)
 
 
 async def test_lock_of_another_process_is_infrastructure_and_says_who(worker: Rig) -> None:
@@ -595,6 +632,22 @@ def below(worker: Rig) -> list[int]:
 
     assert worker.worker is not None
     return list(processes.below(worker.worker.pid, processes.table()))
+
+
+def holds(pid: int, path: Path) -> bool:
+    """Whether the process has the file open."""
+    try:
+        return any(link.readlink() == path for link in Path(f"/proc/{pid}/fd").iterdir())
+    except (FileNotFoundError, ProcessLookupError):  # gone meanwhile
+        return False
+
+
+def is_locked(path: Path) -> bool:
+    try:
+        with held_lock(path):
+            return False
+    except BlockingIOError:
+        return True
 
 
 def rss_kib(pid: int) -> int:

@@ -195,6 +195,7 @@ class Worker:
                         ended,
                         self._consumer.run(),
                         self._consumer.watch_reconnects(),
+                        self._slot.watch(),
                         self._heartbeat.run(self._snapshot),
                     )
                 )

@@ -234,12 +234,14 @@ class Supervisor:
             if not await child.wait(TERM_WITHIN_S):
                 child.signal(signal.SIGUSR1)
                 await child.wait(STACK_DUMP_S)
-        return await self._kill_rest(child)
-
-    async def _kill_rest(self, child: Child) -> int:
-        """Everything below us that no other attempt needs; returns how many there were."""
-        killed = await processes.kill_below(os.getpid(), self._helpers(), tuple(self._children))
+        killed = await self.sweep()
         await child.wait(processes.KILL_WITHIN_S)
+        self._forget_dead()
+        return killed
+
+    async def sweep(self) -> int:
+        """SIGKILL to everything below us but the helpers of attempts; returns how many there were."""
+        killed = await processes.kill_below(os.getpid(), self._helpers(), tuple(self._children))
         if killed:
             log.warning("survivors_killed", count=killed)
         self._forget_dead()
