@@ -26,13 +26,17 @@ def to_png(data: bytes) -> bytes:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             if getattr(image, "n_frames", 1) > 1:
                 raise ValueError("it is animated; give a single picture")
-            picture = ImageOps.exif_transpose(image).convert("RGB")
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I"):
+                # 16 bit grey: Pillow would clip everything above 255 to white.
+                upright = upright.convert("I").point(lambda value: value * (1 / 256)).convert("L")
+            picture = upright.convert("RGB")
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"it has more than {MAX_PIXELS // 1_000_000} megapixels; scale it down") from error
     except UnidentifiedImageError as error:
-        raise ValueError(f"it is no {', '.join(FORMATS)} picture") from error
+        raise ValueError("it is none of PNG, JPEG and WebP; save it as one of them") from error
     except (OSError, SyntaxError, MemoryError) as error:
-        raise ValueError(f"it is damaged ({error})") from error
+        raise ValueError(f"it is damaged ({error}); save it again from its source") from error
     clean = Image.new("RGB", picture.size)
     clean.paste(picture)  # a new image: nothing of the old one's metadata comes along
     out = io.BytesIO()
