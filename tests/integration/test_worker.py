@@ -35,7 +35,7 @@ from screentest.records import (
     Weights,
 )
 from tests.conftest import RunningServer
-from tests.integration.worker_rig import VENVS, Rig, held_lock, rig
+from tests.integration.worker_rig import DEVICE, VENVS, Rig, held_lock, rig
 
 
 @pytest.fixture(autouse=True)
@@ -328,6 +328,18 @@ async def test_depot_away_fails_the_upload_and_keeps_the_clip(worker: Rig) -> No
     assert outcome.failure_class is FailureClass.UPLOAD
     await worker.acknowledged()
     assert list(worker.state.glob("spool/*/undelivered/*.mp4"))
+
+
+async def test_disk_that_is_full_at_every_phase_costs_only_the_note(worker: Rig) -> None:
+    await worker.breathing()
+    spec = worker.spec()
+    note = worker.state / "spool" / f"{DEVICE}-{worker.lane.id}" / f"{spec.job_id}-1" / "attempt.json.part"
+    note.parent.mkdir(parents=True)
+    note.symlink_to("/dev/full")
+    await worker.admit(spec)
+    outcome = await worker.outcome(spec)
+    assert outcome.failure_class is None, outcome.cause
+    assert '"phase_not_noted"' in worker.log
 
 
 async def test_next_attempt_runs_while_the_last_one_uploads(worker: Rig) -> None:

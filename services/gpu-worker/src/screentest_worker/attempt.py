@@ -252,13 +252,14 @@ class Turns:
         )
         try:
             found = await computation.run(warm=hold.warm)
-        except asyncio.CancelledError:
+            if isinstance(found, Decoded):
+                hold.runner.used_at = time.monotonic()
+                return self._with_frames(hand, hold, found, computation)
+            return await self._failed(hand, hold, found, computation)
+        except BaseException:  # nobody else knows of the helpers and the frames
             computation.end_helpers()
+            self.remove_frames(hand)
             raise
-        if isinstance(found, Decoded):
-            hold.runner.used_at = time.monotonic()
-            return self._with_frames(hand, hold, found, computation)
-        return await self._failed(hand, hold, found, computation)
 
     def _with_frames(self, hand: InHand, hold: Hold, decoded: Decoded, computation: Computation) -> WithFrames:
         return WithFrames(
@@ -284,7 +285,7 @@ class Turns:
         if not outcome.keeps_runner(ending.failure_class) or not hold.runner.child.is_alive:
             silent = ending.failure_class in {FailureClass.STALLED, FailureClass.TIMEOUT}
             killed = await self._slot.retire(ending.cause, dump_first=silent)
-        self.frames_path(hand).unlink(missing_ok=True)
+        self.remove_frames(hand)
         log.warning("attempt_failed", failure_class=ending.failure_class, cause=ending.cause, killed=killed)
         if hand.stop_reason is StopReason.ABANDONED:
             return Dropped()
@@ -331,6 +332,10 @@ class Turns:
     def frames_path(self, hand: InHand) -> Path:
         job_id, attempt = hand.key
         return self._scratch / f"{job_id}-{attempt}.frames"
+
+    def remove_frames(self, hand: InHand) -> None:
+        """They are hundreds of MiB of scratch; a runner that lives may write them again."""
+        self.frames_path(hand).unlink(missing_ok=True)
 
     async def _runner_entered(self, hand: InHand, message: PhaseChanged) -> None:
         """A phase of the runner, but for `decoded`: that one is told when the device is really free."""

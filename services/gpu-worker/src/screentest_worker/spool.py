@@ -63,9 +63,12 @@ class Spool:
         return self.path(dispatch) / FILE_NAMES[kind]
 
     def note(self, dispatch: Dispatch, phase: str) -> None:
-        """Where a started attempt is. Not synced: it only explains a loss."""
+        """Where a started attempt is. Neither synced nor insisted on: it only explains a loss."""
         content = {"schema": "spool/1", "phase": phase, "dispatch": _text(dispatch)}
-        _write(self.path(dispatch) / "attempt.json", content, durable=False)
+        try:
+            _write(self.path(dispatch) / "attempt.json", content, durable=False)
+        except OSError as error:  # a full disk is no reason to end the attempt
+            log.warning("phase_not_noted", phase=phase, error=str(error))
 
     def store(self, ended: Ended) -> None:
         """Durable when it returns. OSError when the disk is full."""

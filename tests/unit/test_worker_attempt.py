@@ -1,0 +1,48 @@
+"""An attempt that a defect or the worker's end breaks off leaves neither helpers nor frames."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from screentest_worker import attempt
+from screentest_worker.attempt import Turns
+
+
+class BrokenOff:
+    """A computation that has written its frames when it breaks off."""
+
+    def __init__(self, frames: Path, error: BaseException) -> None:
+        self._frames = frames
+        self._error = error
+        self.has_ended_helpers = False
+
+    async def run(self, *, warm: bool) -> None:
+        self._frames.write_bytes(b"frames")
+        raise self._error
+
+    def end_helpers(self) -> None:
+        self.has_ended_helpers = True
+
+
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), asyncio.CancelledError()])
+async def test_broken_off_attempt_leaves_no_helpers_and_no_frames(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    broken = BrokenOff(tmp_path / "job-1.frames", error)
+    monkeypatch.setattr(attempt, "Computation", lambda **_: broken)
+    monkeypatch.setattr(attempt, "_key", lambda _: None)
+    monkeypatch.setattr(Turns, "_requests", lambda *_: None)
+    turns = Turns.__new__(Turns)  # only its scratch and its supervisor matter here
+    turns._scratch = tmp_path
+    turns._supervisor = None  # type: ignore[assignment]
+    hand: Any = SimpleNamespace(key=("job", 1), dispatch=None)
+    hold: Any = SimpleNamespace(runner=None, warm=True)
+    with pytest.raises(type(error)):
+        await turns._compute(hand, hold, None)
+    assert broken.has_ended_helpers
+    assert list(tmp_path.iterdir()) == []
