@@ -29,6 +29,10 @@ class BrokenOff:
         self.has_ended_helpers = True
 
 
+def left_in(folder: Path) -> list[Path]:
+    return list(folder.iterdir())
+
+
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), asyncio.CancelledError()])
 async def test_broken_off_attempt_leaves_no_helpers_and_no_frames(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
@@ -45,4 +49,4 @@ async def test_broken_off_attempt_leaves_no_helpers_and_no_frames(
     with pytest.raises(type(error)):
         await turns._compute(hand, hold, None)
     assert broken.has_ended_helpers
-    assert list(tmp_path.iterdir()) == []
+    assert left_in(tmp_path) == []

@@ -11,19 +11,24 @@ import base64
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from screentest import wire
+from screentest.errors import BadRequest
 from screentest.records import ArtifactKind, Dispatch, Outcome
 
 log = structlog.get_logger()
 
+T = TypeVar("T")
+
 FILE_NAMES = {ArtifactKind.CLIP: "clip.mp4", ArtifactKind.LOG: "log.txt", ArtifactKind.MANIFEST: "manifest.json"}
 UNDELIVERED = "undelivered"
+UNREADABLE = ".unreadable"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -83,11 +88,11 @@ class Spool:
 
     def ended(self, dispatch: Dispatch) -> Ended | None:
         """The finished outcome of this attempt, None when it has none."""
-        return _ended(self.path(dispatch))
+        return _readable(self.path(dispatch), _ended)
 
     def interrupted_phase(self, dispatch: Dispatch) -> str | None:
         """None = it has not started here, or nobody knows."""
-        found = _interrupted(self.path(dispatch))
+        found = _readable(self.path(dispatch), _interrupted)
         return found.phase if found else None
 
     def remove(self, dispatch: Dispatch) -> None:
@@ -101,14 +106,34 @@ class Spool:
 
     def left(self) -> tuple[tuple[Ended, ...], tuple[Interrupted, ...]]:
         """What an earlier process of this worker left: finished results, and attempts that were under way."""
-        folders = sorted(path for path in self._folder.iterdir() if path.is_dir() and path.name != UNDELIVERED)
-        ended = tuple(found for folder in folders if (found := _ended(folder)) is not None)
+        folders = sorted(path for path in self._folder.iterdir() if path.is_dir() and _is_attempt(path))
+        ended = tuple(found for folder in folders if (found := _readable(folder, _ended)) is not None)
         under_way = tuple(
             lost
             for folder in folders
-            if not (folder / "outcome.json").exists() and (lost := _interrupted(folder)) is not None
+            if not (folder / "outcome.json").exists() and (lost := _readable(folder, _interrupted)) is not None
         )
         return ended, under_way
+
+
+def _is_attempt(folder: Path) -> bool:
+    return folder.name != UNDELIVERED and folder.suffix != UNREADABLE
+
+
+def _readable(folder: Path, read: Callable[[Path], T | None]) -> T | None:
+    """What ``read`` finds in an attempt's folder.
+
+    A folder that it does not understand is of another version, or was edited by hand. It is moved aside for a person:
+    in its place it would fail again at every start and at every delivery.
+    """
+    try:
+        return read(folder)
+    except (KeyError, TypeError, ValueError, BadRequest) as error:
+        aside = folder.with_name(folder.name + UNREADABLE)
+        log.error("spool_folder_unreadable", moved_to=aside.name, error=f"{type(error).__name__}: {error}")
+        shutil.rmtree(aside, ignore_errors=True)  # an earlier one of the same attempt
+        folder.replace(aside)
+        return None
 
 
 def _ended(folder: Path) -> Ended | None:
@@ -118,7 +143,7 @@ def _ended(folder: Path) -> Ended | None:
     return Ended(
         dispatch=wire.decode(_bytes(content["dispatch"]), Dispatch),
         outcome=wire.decode(_bytes(content["outcome"]), Outcome),
-        expected_sequence=content["expected_sequence"],
+        expected_sequence=int(content["expected_sequence"]),
     )
 
 
@@ -130,12 +155,10 @@ def _interrupted(folder: Path) -> Interrupted | None:
 
 
 def _read(path: Path) -> dict[str, Any] | None:
+    """None when there is no such file; ValueError when it is not JSON."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
-        return None
-    except ValueError as error:  # written by another version, or by hand
-        log.error("spool_file_unreadable", file=path.name, error=str(error))
         return None
     return content
 
