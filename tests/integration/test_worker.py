@@ -14,6 +14,7 @@ from pathlib import Path
 import av
 import pytest
 
+from screentest import objects
 from screentest.kit import clock
 from screentest.kit.bus import Bus
 from screentest.records import (
@@ -586,6 +587,23 @@ async def test_keyframe_travels_to_the_runner(bus: Bus, nats_server: RunningServ
         assert first[0, -1, 0] > 150  # the corner is the keyframe's red
 
 
+@pytest.mark.parametrize(
+    ("name", "word"), [("../../outside", "no sha256"), ("A" * 64, "no sha256"), ("0" * 64, "in the depot is")]
+)
+async def test_wrong_keyframe_fails_the_job_and_writes_no_file(
+    bus: Bus, nats_server: RunningServer, tmp_path: Path, name: str, word: str
+) -> None:
+    keyframe = Keyframe(key="keyframes/x.png", sha256=name, width_px=96, height_px=64, size_bytes=7)
+    async with rig(bus, nats_server.url, tmp_path, lane="stub-i2v") as worker:
+        worker.depot.objects[f"/{objects.keyframe('0' * 64)}"] = b"picture"
+        spec = worker.spec(keyframe=keyframe)
+        await worker.admit(spec)
+        outcome = await worker.outcome(spec)
+        assert (outcome.failure_class, outcome.infrastructure) == (FailureClass.CONDITIONING, False)
+        assert word in outcome.cause
+        assert pictures_in(tmp_path) == []
+
+
 BREAK_ENCODER = """
 import dataclasses, os, sys
 from screentest_runner import encode
@@ -644,6 +662,10 @@ def below(worker: Rig) -> list[int]:
 
     assert worker.worker is not None
     return list(processes.below(worker.worker.pid, processes.table()))
+
+
+def pictures_in(folder: Path) -> list[Path]:
+    return list(folder.rglob("*.png"))
 
 
 def holds(pid: int, path: Path) -> bool:

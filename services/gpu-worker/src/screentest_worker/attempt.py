@@ -141,7 +141,9 @@ class Turns:
             try:
                 return await self._depot.get_keyframe(spec, hand.dispatch.attempt, self._scratch / "keyframes")
             except BadRequest as error:
-                return outcome.infrastructure(str(error), "preparing", "upload the keyframe again")
+                # Of the job, not of the machine: the next attempt would find the same.
+                fix = "upload the keyframe again and submit with the new one"
+                return outcome.failed(FailureClass.CONDITIONING, str(error), "preparing", fix=fix)
             except (Unavailable, OSError) as error:
                 if time.monotonic() + pause_s > deadline:
                     return outcome.infrastructure(f"no keyframe: {error}", "preparing", "start the depot and retry")

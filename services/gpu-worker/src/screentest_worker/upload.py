@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import re
 from pathlib import Path
 
 import structlog
@@ -21,6 +22,8 @@ URL_WITHIN_S = 5.0
 CONNECT_WITHIN_S = 3.0
 SILENCE_S = 60.0  # between two bytes of an answer; a big clip takes long, silence does not
 ALREADY_THERE = 412  # the key carries the content's hash: the same bytes are there
+
+SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class DepotAway(Unavailable):
@@ -53,9 +56,11 @@ class Depot:
     async def get_keyframe(self, spec: JobSpec, attempt: int, folder: Path) -> Path:
         """The job's keyframe as a file, by its content: several jobs share it.
 
-        Raises Unavailable or DepotAway, and BadRequest when the depot holds other bytes than the job names.
+        Raises Unavailable or DepotAway, and BadRequest when the job names no sha256 or the depot holds other bytes.
         """
         assert spec.keyframe is not None
+        if not SHA256.fullmatch(spec.keyframe.sha256):  # it becomes a file name
+            raise BadRequest(f"the job names its keyframe {spec.keyframe.sha256[:80]!r}, which is no sha256 in hex")
         path = folder / f"{spec.keyframe.sha256}.png"
         if path.is_file():
             return path
