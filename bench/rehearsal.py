@@ -396,7 +396,12 @@ def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | No
         prepared, loaded = runner.load(rung, plan)
         if isinstance(loaded, Failed):
             return _failed(loaded)
-        base = {"import_s": round(prepared.import_s, 2), "build_s": loaded.build_s, "load_s": loaded.load_s}
+        base = {
+            "import_s": round(prepared.import_s, 2),
+            "build_s": loaded.build_s,
+            "load_s": loaded.load_s,
+            "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
+        }
         warm_up_s = _warm_up(runner, lane, plan) if plan.bare else None
         sweep.prepare(following)
         call, steps_full = _call_of(lane, plan)
@@ -576,7 +581,7 @@ def _bare(runner: RunnerChild, call: dict[str, Any], ours: Decoded) -> dict[str,
 
 def _compare(result: dict[str, Any], reference: dict[str, Any] | None) -> None:
     """Our step beside the resident one of an earlier run on the same machine kind."""
-    if reference and reference.get("outcome") == "completed":
+    if reference and reference.get("outcome") == "completed" and "step_s" in result:
         result["step_ratio_to_resident"] = result["step_s"]["median"] / reference["step_s"]["median"]
 
 
@@ -640,7 +645,7 @@ def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None, then
 
 def _lower_result(lower: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
     """The second clip's result in the shape of a lane's."""
-    load = {key: first[key] for key in ("rung", "import_s", "build_s", "load_s")}
+    load = {key: first[key] for key in ("rung", "import_s", "build_s", "load_s", "allocator")}
     attempt = {key: lower[key] for key in ("outcome", "failure_class", "phase", "message") if key in lower}
     return {**load, **lower, "tried": [{"rung": first["rung"], "same_process_as_larger_cap": True, **attempt}]}
 
