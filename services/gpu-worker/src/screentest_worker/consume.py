@@ -325,7 +325,7 @@ class Consumer:
                 continue
             try:
                 await hand.delivery.renew()
-            except Exception as error:  # noqa: BLE001  (the broker's client may raise anything while it reconnects)
+            except Unavailable as error:
                 log.warning("renewal_failed", error=str(error))
 
     async def _retire_when_idle(self) -> None:

@@ -26,7 +26,8 @@ class WorkerSettings(ServiceSettings):
 
     # A warm runner holds the device's memory: after this long without a job it goes.
     idle_s: float = Field(default=600.0, gt=0)
-    # After this long without a clean proof the attempt ends and the scheduler drains the device.
+    # After this long without a clean proof the attempt ends as infrastructure. Whether the device is drained is the
+    # scheduler's to decide, by proofs of its own.
     not_proven_s: float = Field(default=60.0, gt=0)
     # What a runner gets to end by itself after Stop; a step of a big model takes longer and is cut short.
     stop_grace_s: float = Field(default=5.0, ge=0)
