@@ -25,6 +25,7 @@ from screentest.records import (
     CancelRequested,
     Failed,
     FailureClass,
+    JobSpec,
     JobState,
     Keyframe,
     Limits,
@@ -117,19 +118,48 @@ async def test_warm_second_job_loads_nothing(worker: Rig) -> None:
     assert len({process.pid for process in worker.registered}) == 1
 
 
-async def test_cancel_in_mid_denoise_ends_the_attempt_and_its_processes(worker: Rig) -> None:
-    spec = worker.spec(call={"work_s": 60.0, "steps": 1000})
+async def test_cancel_in_mid_denoise_leaves_the_runner_warm(worker: Rig) -> None:
+    spec, again = worker.spec(call={"work_s": 60.0, "steps": 1000}), worker.spec()
     await worker.admit(spec)
     await worker.phase(spec, "denoising")
     runner = (await worker.started(spec)).runner
-    await worker.request_cancel(spec)
-    reply = await worker.command(CancelAttempt(job_id=spec.job_id, attempt=1))
-    assert reply.done
+    await cancel(worker, spec)
     outcome = await worker.outcome(spec, within_s=10)
     assert outcome.failure_class is FailureClass.CANCELLED
     assert not outcome.infrastructure
+    assert outcome.survivors_killed == 0
+    await worker.acknowledged()
+    assert below(worker) == [runner.pid]  # its helpers are gone
+    await worker.admit(again)
+    outcome = await worker.outcome(again)
+    assert (outcome.failure_class, outcome.model_loads) == (None, 0)
+
+
+async def test_cancel_kills_a_runner_that_does_not_hear_it(worker: Rig) -> None:
+    worker.stop_worker()
+    worker.start_worker(SCREENTEST_CANCEL_GRACE_S="0.5")
+    spec = worker.spec(call={"fault": "hang"})
+    await worker.admit(spec)
+    await worker.phase(spec, "denoising")
+    runner = (await worker.started(spec)).runner
+    await cancel(worker, spec)
+    outcome = await worker.outcome(spec, within_s=10)
+    assert outcome.failure_class is FailureClass.CANCELLED
+    assert outcome.survivors_killed >= 1
     assert clock.process_of(runner.pid) is None
     await worker.acknowledged()
+
+
+async def test_cancel_that_a_step_outlasts_costs_no_more_than_the_step_limit(worker: Rig) -> None:
+    limits = Limits(load_s=20, step_stall_s=1.0, attempt_s=60)
+    spec = worker.spec(call={"work_s": 60.0, "steps": 1}, limits=limits)
+    await worker.admit(spec)
+    await worker.phase(spec, "denoising")
+    await cancel(worker, spec)
+    began = time.monotonic()
+    outcome = await worker.outcome(spec, within_s=20)
+    assert outcome.failure_class is FailureClass.CANCELLED
+    assert time.monotonic() - began < 8  # and not the 10 s of the default grace
 
 
 async def test_cancel_while_uploading_discards_the_clip(worker: Rig) -> None:
@@ -137,8 +167,7 @@ async def test_cancel_while_uploading_discards_the_clip(worker: Rig) -> None:
     worker.depot.down = True
     await worker.admit(spec)
     await worker.phase(spec, "uploading")
-    await worker.request_cancel(spec)
-    await worker.command(CancelAttempt(job_id=spec.job_id, attempt=1))
+    await cancel(worker, spec)
     outcome = await worker.outcome(spec, within_s=10)
     assert outcome.failure_class is FailureClass.CANCELLED
     assert outcome.artifact(ArtifactKind.CLIP) is None
@@ -662,6 +691,12 @@ def below(worker: Rig) -> list[int]:
 
     assert worker.worker is not None
     return list(processes.below(worker.worker.pid, processes.table()))
+
+
+async def cancel(worker: Rig, spec: JobSpec) -> None:
+    """As the scheduler does it: in the job's history first, then by command."""
+    await worker.request_cancel(spec)
+    assert (await worker.command(CancelAttempt(job_id=spec.job_id, attempt=1))).done
 
 
 def pictures_in(folder: Path) -> list[Path]:

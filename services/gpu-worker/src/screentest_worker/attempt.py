@@ -82,6 +82,7 @@ class Turns:
         env_python: Path,
         scratch: Path,
         not_proven_s: float,
+        cancel_grace_s: float,
         ledger: Ledger,
         telemetry: Telemetry,
         slot: RunnerSlot,
@@ -96,6 +97,7 @@ class Turns:
         self._env_python = env_python
         self._scratch = scratch
         self._not_proven_s = not_proven_s
+        self._cancel_grace_s = cancel_grace_s
         self._ledger = ledger
         self._telemetry = telemetry
         self._slot = slot
@@ -250,6 +252,7 @@ class Turns:
             requests=self._requests(hand, keyframe),
             key=_key(hand.dispatch),
             supervisor=self._supervisor,
+            cancel_grace_s=self._cancel_grace_s,
             entered=lambda message: self._runner_entered(hand, message),
         )
         try:
@@ -284,7 +287,10 @@ class Turns:
         peak = processes.peak_rss_bytes(hold.runner.process.pid)
         computation.end_helpers()
         killed = 0
-        if not outcome.keeps_runner(ending.failure_class) or not hold.runner.child.is_alive:
+        is_sound = outcome.keeps_runner(ending.failure_class) or computation.has_let_go
+        if is_sound and hold.runner.child.is_alive:
+            hold.runner.used_at = time.monotonic()
+        else:
             silent = ending.failure_class in {FailureClass.STALLED, FailureClass.TIMEOUT}
             killed = await self._slot.retire(ending.cause, dump_first=silent)
         self.remove_frames(hand)

@@ -84,7 +84,7 @@ class Commands:
         return CommandReply(done=True, detail=f"{killed} processes had to be killed" if killed else "")
 
     def _cancel(self, job_id: str, attempt: int) -> CommandReply:
-        """Only asks for the end: AttemptEnded follows when the process tree is gone."""
+        """Only asks for the end: AttemptEnded follows when the runner has given up or is gone."""
         hand = self._consumer.find(job_id, attempt)
         if hand is None:
             return CommandReply(done=False, detail=f"attempt {attempt} of job {job_id} is not here")

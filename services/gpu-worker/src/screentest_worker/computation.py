@@ -12,6 +12,7 @@ import structlog
 from screentest.records import Outcome
 from screentest_runner import protocol
 from screentest_runner.protocol import (
+    Cancel,
     Decoded,
     Failed,
     Generate,
@@ -52,6 +53,7 @@ class Computation:
         requests: Requests,
         key: WarmKey,
         supervisor: Supervisor,
+        cancel_grace_s: float,
         entered: Callable[[PhaseChanged], Awaitable[None]],
     ) -> None:
         self._hand = hand
@@ -59,12 +61,15 @@ class Computation:
         self._requests = requests
         self._key = key
         self._supervisor = supervisor
+        self._cancel_grace_s = cancel_grace_s
         self._entered = entered
+        self._is_generating = False
         self._oom_kills_before = processes.host_oom_kills()
         self.helpers: Helpers | None = None
         self.loads = 0
         self.versions: dict[str, str] = {}
         self.traceback = ""
+        self.has_let_go = False  # the runner was told to cancel and answered: it is as good as before
 
     async def run(self, *, warm: bool) -> Decoded | Outcome:
         """The frames, or how the attempt ended. The runner is left as it is, whatever happens."""
@@ -110,6 +115,7 @@ class Computation:
 
     async def _generate(self) -> Decoded | Outcome:
         self._runner.send(self._requests.generate)
+        self._is_generating = True
         while True:
             stall_s = self._hand.dispatch.spec.limits.step_stall_s
             message = await self._next(Limit.STEP_STALL, time.monotonic() + stall_s)
@@ -125,6 +131,7 @@ class Computation:
         deadline = min(until, self._hand.deadline)
         message = await _first(self._runner, self._hand.stop, deadline - time.monotonic())
         if self._hand.stop.is_set():
+            self.has_let_go = await self._call_off(message)
             return outcome.cancelled(self._phase)
         match message:
             case _Silence():
@@ -136,6 +143,31 @@ class Computation:
                 return outcome.from_reply(failure_class, text, phase)
             case _:
                 return message
+
+    async def _call_off(self, message: Message | _Silence | None) -> bool:
+        """Whether the runner has given the attempt up by itself and may serve the next one.
+
+        It looks for a Cancel at every step and phase, but not in a load. ``message``: what came with the stop.
+        """
+        if not self._is_generating:
+            return False
+        self._runner.send(Cancel(attempt_id=self._requests.generate.attempt_id))
+        grace_s = min(self._cancel_grace_s, self._hand.dispatch.spec.limits.step_stall_s)
+        try:
+            async with asyncio.timeout(grace_s):
+                while True:
+                    match message:
+                        case Failed(failure_class=failure_class):
+                            return failure_class is protocol.FailureClass.CANCELLED
+                        case Decoded():  # it was done before it heard
+                            return True
+                        case None:
+                            return False
+                        case _:  # a step or phase on the way
+                            message = await self._runner.receive()
+        except TimeoutError:
+            log.warning("cancel_not_answered", within_s=grace_s)
+            return False
 
     def _breach(self, limit: Limit) -> Outcome:
         limits = self._hand.dispatch.spec.limits

@@ -152,6 +152,7 @@ class Worker:
             env_python=env_python,
             scratch=folders.scratch,
             not_proven_s=settings.not_proven_s,
+            cancel_grace_s=settings.cancel_grace_s,
             ledger=ledger,
             telemetry=self._telemetry,
             slot=self._slot,

@@ -53,7 +53,10 @@ class Exit:
 
 
 def keeps_runner(failure_class: FailureClass | None) -> bool:
-    """Whether the runner may stay warm after this ending; after any other failure its state is not to be trusted."""
+    """Whether the runner may stay warm after this ending; after any other failure its state is not to be trusted.
+
+    A cancelled attempt does not say by itself: a runner that gave it up when it was told to stays too.
+    """
     return failure_class is None or failure_class in _LEAVES_RUNNER_WARM
 
 

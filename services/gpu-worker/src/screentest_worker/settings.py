@@ -29,6 +29,8 @@ class WorkerSettings(ServiceSettings):
     # After this long without a clean proof the attempt ends as infrastructure. Whether the device is drained is the
     # scheduler's to decide, by proofs of its own.
     not_proven_s: float = Field(default=60.0, gt=0)
+    # What a runner gets to give up its attempt after Cancel, at most one step: then it stays warm, otherwise it goes.
+    cancel_grace_s: float = Field(default=10.0, ge=0)
     # What a runner gets to end by itself after Stop; a step of a big model takes longer and is cut short.
     stop_grace_s: float = Field(default=5.0, ge=0)
     renew_s: float = Field(default=10.0, gt=0)
