@@ -20,6 +20,7 @@ from screentest.errors import Unavailable
 from screentest.kit.bus import WrongLastSequence
 from screentest.records import (
     Admitted,
+    Alive,
     Artifact,
     ArtifactKind,
     AttemptEnded,
@@ -240,11 +241,24 @@ class Worker:
         if not self.answers:
             return
         if not self.world.happens(0.1):
-            self.world.scheduler.heard[self.lane_id] = (self.world.now, self.holds_lock)
+            self.world.scheduler.heard[self.lane_id] = self._alive()
         for key in self.hands:
             message = self.world.jobs_queue.get(key)
             if message is not None and not self.world.happens(0.1):
                 message.hidden_until = self.world.now + ACK_WAIT_S
+
+    def _alive(self) -> Alive:
+        return Alive(
+            host=HOST,
+            device=DEVICE,
+            lane_id=self.lane_id,
+            lane_digest="",
+            worker_id="",
+            runner=RUNNER if self.holds_lock else None,
+            job_id=self.on_device.key[0] if self.on_device else None,
+            finishing_job_ids=tuple(hand.key[0] for hand in self.hands.values() if hand is not self.on_device),
+            stamp=self.world.stamp(),
+        )
 
     # ---- life and death
 
@@ -504,7 +518,7 @@ class Scheduler:
     def __init__(self, world: World) -> None:
         self.world = world
         self.ledger = Ledger()
-        self.heard: dict[str, tuple[float, bool]] = {}
+        self.heard: dict[str, Alive] = {}
         self.progress: dict[Key, str] = {}
         self.cursor = 0
         self.since = 0.0
@@ -585,12 +599,15 @@ class Scheduler:
     def _follow_up(self, entry: Entry) -> Steps:
         if entry.state.is_terminal:
             return
-        silent_s = self.world.now - max(self.since, self.heard.get(entry.spec.lane_id, (self.since, False))[0])
-        outcome = transitions.lost(entry, self.world.stamp(), silent_s)
+        alive = self.heard.get(entry.spec.lane_id)
+        silent_s = self.world.now - max(self.since, _second_of(alive) if alive else self.since)
+        # Until every worker had time to say what it finishes, no limit is applied to anybody.
+        is_finishing = self._is_finishing(entry) or self.world.now - self.since < transitions.WORKER_LOST_AFTER_S
+        outcome = transitions.lost(entry, self.world.stamp(), silent_s, is_finishing=is_finishing)
         if outcome is not None:
             is_forgotten = outcome.failure_class is FailureClass.TIMEOUT and not self._is_somewhere(entry)
-            self._withdraw(entry)
             entry = yield from self.append_job(entry, JobState.ENDED, AttemptEnded(outcome=outcome))
+            self._withdraw(entry)
             if is_forgotten:
                 self.world.forgotten.add((entry.spec.job_id, entry.attempt))
         ending = transitions.terminal(entry) or transitions.expired(entry, self.world.stamp().at)
@@ -652,15 +669,19 @@ class Scheduler:
 
     def _holder(self) -> Entry | None:
         for entry in self.ledger.active_jobs():
-            if entry.holds_attempt and (entry.spec.job_id, entry.attempt) not in self.progress:
+            has_let_go = (entry.spec.job_id, entry.attempt) in self.progress
+            if entry.holds_attempt and not has_let_go and not self._is_finishing(entry):
                 return entry
         return None
 
+    def _is_finishing(self, entry: Entry) -> bool:
+        return entry.spec.lane_id in self._alive() and transitions.is_finishing(entry, self.heard[entry.spec.lane_id])
+
     def _alive(self) -> set[str]:
-        return {lane for lane, (at, _) in self.heard.items() if self.world.now - at < ALIVE_FOR_S}
+        return {lane for lane, alive in self.heard.items() if self.world.now - _second_of(alive) < ALIVE_FOR_S}
 
     def _runners(self) -> list[str]:
-        return [lane for lane in sorted(self._alive()) if self.heard[lane][1]]
+        return [lane for lane in sorted(self._alive()) if self.heard[lane].runner is not None]
 
     def _admit_next(self) -> Steps:
         yield
@@ -759,8 +780,11 @@ class Scheduler:
             return
         cell = (entry.spec.lane_id, entry.spec.prompt_index, entry.spec.seed)
         jobs = self.ledger.sweep(entry.spec.sweep_id).expected.values()
-        earlier = [job.retry_index for job in jobs if (job.lane_id, job.prompt_index, job.seed) == cell]
-        spec = planning.retry(entry.spec, max(earlier) + 1)
+        cell_jobs = [job for job in jobs if (job.lane_id, job.prompt_index, job.seed) == cell]
+        known = [self.ledger.jobs.get(job.job_id) for job in cell_jobs]
+        if any(other is None or not other.state.is_terminal for other in known):
+            return
+        spec = planning.retry(entry.spec, max(job.retry_index for job in cell_jobs) + 1)
         yield from self.append_sweep(spec.sweep_id, RetryRequested(spec=spec, by="ada"))
 
     # ---- the pen
@@ -789,6 +813,10 @@ class Scheduler:
 
 
 # ---- making things
+
+
+def _second_of(alive: Alive) -> float:
+    return alive.stamp.boottime_ns / 1e9
 
 
 def _job_event(

@@ -153,6 +153,23 @@ def test_a_job_that_begins_in_the_middle_is_left_alone() -> None:
     assert stream.replayed().jobs == {}
 
 
+def test_a_job_of_an_unknown_sweep_is_refused_and_forgotten() -> None:
+    stream = Stream()
+    stream.job(JOBS[0], History(JOBS[0]).events)
+    ledger = Ledger()
+    with pytest.raises(NotFound, match="which is not in the stream"):
+        ledger.apply(stream.messages[0])
+    assert (ledger.jobs, ledger.open_jobs()) == ({}, [])
+
+
+def test_the_open_jobs_of_a_sweep_are_its_own() -> None:
+    stream = submitted_stream(SWEEP, LATER)
+    stream.job(JOBS[0], History(JOBS[0]).complete(1).events[1:])
+    ledger = stream.replayed()
+    assert [entry.spec for entry in ledger.open_jobs_of(SWEEP.sweep_id)] == list(JOBS[1:])
+    assert len(ledger.open_jobs_of("later")) == 4
+
+
 def test_an_undrain_frees_the_device() -> None:
     stream = Stream()
     stream.control(Drained(reason="x", proof=None))

@@ -171,6 +171,11 @@ def test_a_retry_is_the_same_cell_under_a_new_id() -> None:
     assert replace(second, job_id=job.job_id, retry_of=None, retry_index=0) == job
 
 
+def test_a_retry_does_not_expire_with_its_sweep() -> None:
+    [job] = planning.jobs(record(asked(expires_at=NOW)))
+    assert planning.retry(job, 1).expires_at is None
+
+
 def test_the_content_hash_knows_every_field_of_the_spec() -> None:
     spec = asked()
     changed = (

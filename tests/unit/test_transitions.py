@@ -10,6 +10,7 @@ import pytest
 
 from screentest.records import (
     Admitted,
+    Alive,
     AttemptEnded,
     Cancelled,
     CancelRequested,
@@ -300,6 +301,37 @@ def test_an_attempt_that_a_live_worker_never_starts_is_tried_again(late_s: float
     outcome = transitions.lost(entry, now, 0)
     assert (outcome is not None) == ends
     assert outcome is None or outcome.infrastructure
+
+
+def heartbeat(second: float, *, on_device: str | None = None, finishing: tuple[str, ...] = ()) -> Alive:
+    return Alive(
+        host="local",
+        device="gpu-0",
+        lane_id="wan",
+        lane_digest="d",
+        worker_id="w",
+        job_id=on_device,
+        finishing_job_ids=finishing,
+        stamp=stamp(second),
+    )
+
+
+@pytest.mark.parametrize(
+    ("told", "alive", "is_finishing"),
+    [
+        (RUNNING, heartbeat(1, finishing=("other", SPEC.job_id)), True),
+        (RUNNING, heartbeat(1, finishing=("other",)), False),
+        (QUEUED.admitted(), heartbeat(1, finishing=(SPEC.job_id,)), False),
+        (QUEUED.admitted().started(second=2), heartbeat(1, finishing=(SPEC.job_id,)), False),
+        (RUNNING, heartbeat(1, on_device=SPEC.job_id, finishing=(SPEC.job_id,)), False),
+    ],
+    ids=["it is", "others are", "not started", "heard before the start", "an earlier attempt beside it"],
+)
+def test_a_heartbeat_speaks_of_the_current_attempt_only_when_it_can_mean_no_other(
+    told: Told, alive: Alive, is_finishing: bool
+) -> None:
+    """It names the job: taken for the next attempt of it, the device was given away while that one was out."""
+    assert transitions.is_finishing(told.entry, alive) == is_finishing
 
 
 def test_a_clip_that_waits_for_its_upload_has_no_limit_of_ours() -> None:

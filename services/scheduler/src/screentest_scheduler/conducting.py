@@ -192,9 +192,8 @@ class Conductor:
             return entry  # the silence may be ours
         spec = entry.spec
         silent_s = self.presence.silent_s(spec.host, spec.device, spec.lane_id)
-        is_finishing = self.presence.is_finishing(spec.host, spec.device, spec.lane_id, spec.job_id)
         # Until every worker had time to say what it finishes, no limit is applied to anybody.
-        is_finishing = is_finishing or self.presence.listening_s < transitions.WORKER_LOST_AFTER_S
+        is_finishing = self._is_finishing(entry) or self.presence.listening_s < transitions.WORKER_LOST_AFTER_S
         outcome = transitions.lost(entry, clock.stamp(), silent_s, is_finishing=is_finishing)
         if outcome is None:
             return entry
@@ -349,9 +348,15 @@ class Conductor:
                 continue
             progress = self.presence.progress(entry.spec.job_id, entry.attempt)
             has_let_go = progress is not None and progress.phase in RELEASED_PHASES
-            if not has_let_go and not self.presence.is_finishing(host, device, entry.spec.lane_id, entry.spec.job_id):
+            if not has_let_go and not self._is_finishing(entry):
                 return entry
         return None
+
+    def _is_finishing(self, entry: Entry) -> bool:
+        """The live worker says that the current attempt encodes or uploads: it needs the device no more."""
+        spec = entry.spec
+        alive = self.presence.worker(spec.host, spec.device, spec.lane_id)
+        return alive is not None and transitions.is_finishing(entry, alive)
 
     async def _take_turn(self, place: tuple[str, str], turn: Turn) -> None:
         try:

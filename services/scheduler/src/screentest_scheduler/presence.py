@@ -43,11 +43,6 @@ class Presence:
         """Seconds since we began to hear."""
         return _age_s(self._since_ns)
 
-    def is_finishing(self, host: str, device: str, lane_id: str, job_id: str) -> bool:
-        """The live worker says that this job encodes or uploads: it needs the device no more."""
-        alive = self.worker(host, device, lane_id)
-        return alive is not None and job_id in alive.finishing_job_ids
-
     async def listen(self, bus: Bus) -> None:
         await bus.listen("alive.>", self._on_alive)
         await bus.listen("progress.>", self._on_progress)

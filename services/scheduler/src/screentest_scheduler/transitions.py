@@ -11,6 +11,7 @@ from typing import assert_never
 
 from screentest.records import (
     Admitted,
+    Alive,
     ArtifactKind,
     AttemptEnded,
     Cancelled,
@@ -191,6 +192,17 @@ def lost(entry: Entry, now: Stamp, worker_silent_s: float, *, is_finishing: bool
             fix="look at the worker's log; raise limits.attempt_s in the lane file if the job is honest",
         )
     return None
+
+
+def is_finishing(entry: Entry, alive: Alive) -> bool:
+    """Whether this heartbeat of the job's worker says that the current attempt encodes or uploads.
+
+    A heartbeat names jobs, not attempts: one from before the attempt began, or with the job on the device, speaks of
+    an earlier attempt of it that is still being acknowledged.
+    """
+    if entry.began is None or alive.job_id == entry.spec.job_id:
+        return False
+    return entry.spec.job_id in alive.finishing_job_ids and elapsed_s(entry.began, alive.stamp) > 0
 
 
 def elapsed_s(since: Stamp, now: Stamp) -> float:
