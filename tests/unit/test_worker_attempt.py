@@ -41,8 +41,9 @@ async def test_broken_off_attempt_leaves_no_helpers_and_no_frames(
     monkeypatch.setattr(attempt, "Computation", lambda **_: broken)
     monkeypatch.setattr(attempt, "_key", lambda _: None)
     monkeypatch.setattr(Turns, "_requests", lambda *_: None)
-    turns = Turns.__new__(Turns)  # only its scratch and its supervisor matter here
+    turns = Turns.__new__(Turns)  # only what the computation is made of matters here
     turns._scratch = tmp_path
+    turns._cancel_grace_s = 1.0
     turns._supervisor = None  # type: ignore[assignment]
     hand: Any = SimpleNamespace(key=("job", 1), dispatch=None)
     hold: Any = SimpleNamespace(runner=None, warm=True)
