@@ -63,24 +63,34 @@ def test_every_history_ends_well(block: int) -> None:
             sys.stdout.write(told(world))
 
 
+WANTED = {
+    *("Submitted", "Admitted", "Started", "CancelRequested", "AttemptEnded"),
+    *("Completed", "Failed", "Refused", "Cancelled"),
+    *("attempt 2", "attempt 3", "attempt 4", "cancel True", "cancel False"),
+    *("failed infrastructure", "failed timeout", "failed nan"),
+    *("SweepPaused", "PrioritySet", "RetryRequested", "SweepSettled", "Drained", "Undrained"),
+}
+
+
 def test_the_histories_meet_what_they_are_for() -> None:
-    """Without these the test above would prove little."""
-    met: set[str] = set()
-    for seed in range(0, SEEDS, 10):
-        world = History(seed).live()
-        for events in by_job(world).values():
-            met |= {type(event.body).__name__ for event in events}
-            met |= {f"attempt {event.attempt}" for event in events}
-            met |= {f"cancel {event.body.started}" for event in events if isinstance(event.body, CancelRequested)}
-            met |= {f"failed {event.body.failure_class}" for event in events if isinstance(event.body, Failed)}
-        met |= {type(written.event.body).__name__ for written in world.log.written}
-    assert met >= {
-        *("Submitted", "Admitted", "Started", "CancelRequested", "AttemptEnded"),
-        *("Completed", "Failed", "Refused", "Cancelled"),
-        *("attempt 2", "attempt 3", "attempt 4", "cancel True", "cancel False"),
-        *("failed infrastructure", "failed timeout", "failed nan"),
-        *("SweepPaused", "PrioritySet", "RetryRequested", "SweepSettled", "Drained", "Undrained"),
-    }
+    """Without these the test above would prove little. Drains are the rarest: one history in seventy."""
+    missing = set(WANTED)
+    for seed in range(SEEDS):
+        missing -= met(History(seed).live())
+        if not missing:
+            return
+    assert not missing
+
+
+def met(world: World) -> set[str]:
+    found = {type(written.event.body).__name__ for written in world.log.written}
+    for event in itertools.chain.from_iterable(by_job(world).values()):
+        found.add(f"attempt {event.attempt}")
+        if isinstance(event.body, CancelRequested):
+            found.add(f"cancel {event.body.started}")
+        if isinstance(event.body, Failed):
+            found.add(f"failed {event.body.failure_class}")
+    return found
 
 
 class Watch:
