@@ -48,6 +48,7 @@ ROOT = Path(__file__).resolve().parent.parent
 ROUNDS = 5
 JOBS = 1_000
 FINISHED = 10_000
+AT_A_TIME = 50
 TOKEN = "bench"
 
 
@@ -176,27 +177,35 @@ async def bare_append_seconds(url: str, round_number: int, payload_bytes: int) -
 
 
 async def finish_all(bench: Bench, jobs: tuple[Job, ...]) -> None:
-    """Writes for every job the events that a worker and the scheduler would have written."""
+    """Writes for every job the events that a worker and the scheduler would have written.
+
+    A few jobs at a time, as one device would: between AttemptEnded and Completed the scheduler keeps the outcome.
+    """
     bus = await Bus.connect(bench.nats_url, name="bench")
     try:
-        for make in (_admitted, _started, _ended, _completed):
-            appends = []
-            for job in jobs:
-                event = make(job)
-                subject = subjects.job_events(event.sweep_id, event.lane_id, event.job_id)
-                last = await bus.last(subjects.EVENTS_STREAM, subject) if make is _admitted else None
-                expected = last.sequence if last else sequences[job.spec.job_id]
-                payload = wire.encode(event)
-                appends.append(
-                    Append(subject=subject, payload=payload, expected_sequence=expected, event_id=event.event_id)
-                )
-            results = await bus.append_all(appends)
-            for job, result in zip(jobs, results, strict=True):
-                if not isinstance(result, int):
-                    raise result
-                sequences[job.spec.job_id] = result
+        for start in range(0, len(jobs), AT_A_TIME):
+            await _finish(bus, jobs[start : start + AT_A_TIME])
     finally:
         await bus.close()
+
+
+async def _finish(bus: Bus, jobs: tuple[Job, ...]) -> None:
+    for make in (_admitted, _started, _ended, _completed):
+        appends = []
+        for job in jobs:
+            event = make(job)
+            subject = subjects.job_events(event.sweep_id, event.lane_id, event.job_id)
+            last = await bus.last(subjects.EVENTS_STREAM, subject) if make is _admitted else None
+            expected = last.sequence if last else sequences[job.spec.job_id]
+            payload = wire.encode(event)
+            appends.append(
+                Append(subject=subject, payload=payload, expected_sequence=expected, event_id=event.event_id)
+            )
+        results = await bus.append_all(appends)
+        for job, result in zip(jobs, results, strict=True):
+            if not isinstance(result, int):
+                raise result
+            sequences[job.spec.job_id] = result
 
 
 sequences: dict[str, int] = {}

@@ -458,9 +458,14 @@ class Worker:
         try:
             hand.sequence = yield from self._append(hand, JobState.RUNNING, body, hand.sequence)
         except WrongLastSequence:
-            if not was_warm:
-                self._release()
-            raise Dropped from None
+            last = self.world.log.last(subject_of(hand.dispatch.spec))
+            meaning = after_refusal(last.event if last else None, hand.dispatch.attempt)
+            if last is None or meaning is not AfterRefusal.END_CANCELLED:
+                if not was_warm:
+                    self._release()
+                raise Dropped from None
+            hand.sequence = last.sequence
+            hand.request_stop(StopReason.CANCELLED)
         hand.has_started = True
         self.interrupted[hand.key] = hand
 

@@ -88,6 +88,7 @@ def encode(request: Encode, report: Any) -> Encoded:
 def _write(request: Encode, path: Path, report: Any) -> None:
     import av
     import numpy as np
+    from av.video.reformatter import VideoReformatter
 
     shape = (request.frames, request.height_px, request.width_px, 3)
     pixels = np.memmap(request.frames_path, dtype=np.uint8, mode="r", shape=shape)
@@ -99,9 +100,11 @@ def _write(request: Encode, path: Path, report: Any) -> None:
         stream = container.add_stream("libx264", rate=rate, options=X264_OPTIONS)
         stream.width, stream.height, stream.pix_fmt = request.width_px, request.height_px, "yuv420p"
         _tag_colours(stream.codec_context)
+        # One for all frames: a frame's own reformat sets its scaler up anew (25 tiny frames: 15 ms against 4 ms).
+        reformatter = VideoReformatter()
         for index in range(request.frames):
             picture = av.VideoFrame.from_ndarray(pixels[index], format="rgb24")
-            container.mux(stream.encode(_to_yuv(picture)))
+            container.mux(stream.encode(_to_yuv(picture, reformatter)))
             if time.perf_counter() - reported_at >= PROGRESS_EVERY_S:
                 reported_at = time.perf_counter()
                 report(EncodeProgress(done=index + 1, frames=request.frames))
@@ -114,8 +117,8 @@ def _tag_colours(context: Any) -> None:
     context.color_range = LIMITED_RANGE
 
 
-def _to_yuv(picture: Any) -> Any:
-    yuv = picture.reformat(format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
+def _to_yuv(picture: Any, reformatter: Any) -> Any:
+    yuv = reformatter.reformat(picture, format="yuv420p", dst_colorspace="ITU709", dst_color_range="MPEG")
     yuv.pts = None  # the encoder counts frames itself
     return yuv
 

@@ -43,7 +43,7 @@ from screentest_runner.protocol import (
 from screentest_worker import facts, manifest, outcome, preflight, processes
 from screentest_worker.computation import Computation, Requests, exit_of
 from screentest_worker.hand import Dropped, InHand, TurnEnd, WithFrames, WithoutFrames
-from screentest_worker.ledger import Ledger, StopReason
+from screentest_worker.ledger import AfterRefusal, Ledger, StopReason, after_refusal
 from screentest_worker.manifest import Circumstances
 from screentest_worker.runner import Runner, RunnerSlot, WarmKey
 from screentest_worker.spool import Spool
@@ -236,7 +236,12 @@ class Turns:
         try:
             hand.sequence = await self._ledger.start(hand.dispatch, body)
         except WrongLastSequence:
-            return False
+            # The answer of an earlier try may be lost, and a person's cancel may stand behind our Started already.
+            last = await self._ledger.last(hand.dispatch)
+            if last is None or after_refusal(last.event, hand.dispatch.attempt) is not AfterRefusal.END_CANCELLED:
+                return False
+            hand.sequence = last.sequence
+            hand.request_stop(StopReason.CANCELLED)
         hand.has_started = True
         hand.deadline = time.monotonic() + hand.dispatch.spec.limits.attempt_s
         self._spool.note(hand.dispatch, hand.phases.current)

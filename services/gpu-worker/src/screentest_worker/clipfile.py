@@ -211,8 +211,9 @@ def _mean(values: list[Any]) -> float:
 def main() -> int:
     """Exit status: 0 after an answer or when stdin ended without a request."""
     import av  # noqa: F401  (imported while the runner denoises)
-    import numpy as np  # noqa: F401
+    import numpy as np
 
+    noise_measures(np.zeros((8, 8), np.float32))  # numpy loads its FFT at the first use
     line = sys.stdin.buffer.readline()
     if not line:
         return 0
