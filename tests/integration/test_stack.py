@@ -193,7 +193,7 @@ def test_cancelled_sweep_is_tried_again(stack: Stack) -> None:
         ('title = "x"\nprompts = ["p"]\nlanes = ["wan2.1-t2v-1.3b"]\n', "wan2-1-t2v-1-3b"),
         ('title = "x"\nprompts = [" "]\nlanes = ["stub"]\n', "prompt"),
         ('title = "x"\nprompts = ["p"]\nlanes = ["stub-i2v"]\n', "keyframe"),
-        ('title = "x"\nprompts = ["p"]\nlanes = ["stub"]\nkeyframe = "sweep.toml"\n', "no PNG"),
+        ('title = "x"\nprompts = ["p"]\nlanes = ["stub"]\nkeyframe = "sweep.toml"\n', "none of PNG"),
     ],
 )
 def test_bad_input_is_refused_with_a_way_out(stack: Stack, text: str, told: str) -> None:
