@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from screentest import lanes, objects, subjects, wire
-from screentest.errors import BadRequest, FieldViolation, NotPossibleNow, Unavailable
+from screentest.errors import BadRequest, Conflict, FieldViolation, NotPossibleNow, Unavailable
 from screentest.kit.bus import Bus
 from screentest.kit.store import Store
 from screentest.records import (
@@ -75,14 +75,14 @@ class Submitter:
         known = await self._journal.known_request(request_id, content_sha256)
         if known and (known in self._ledger.sweeps or await self._journal.is_written(known)):
             await self._journal.write_missing_jobs(known)
-            return self._ledger.sweep(known), False
+            return self._own(known, request_id), False
         planned = await self.preflight(spec)
         planning.require_runnable(planned, spec)
         async with self._pen:  # of two equal requests the second must find the first one's record
             now = datetime.now(UTC)
             sweep_id, is_new = await self._journal.claim(request_id, content_sha256, new_sweep_id(spec.title, now))
             if sweep_id in self._ledger.sweeps:
-                return self._ledger.sweep(sweep_id), False
+                return self._own(sweep_id, request_id), False
             record = SweepRecord(
                 sweep_id=sweep_id,
                 request_id=request_id,
@@ -93,6 +93,13 @@ class Submitter:
                 skipped=planned.skipped,
             )
             return await self._journal.write_sweep(record), is_new
+
+    def _own(self, sweep_id: str, request_id: str) -> SweepState:
+        """The sweep of this request id. Conflict when another one, of the same second and title, was written first."""
+        sweep = self._ledger.sweep(sweep_id)
+        if sweep.record.request_id != request_id:
+            raise Conflict(f"sweep id {sweep_id} went to another request; submit again with a new request id")
+        return sweep
 
     async def retry(self, entry: Entry, by: str) -> Entry:
         """A new job for the cell of a terminal one. NotPossibleNow while another job of that cell is not terminal."""
