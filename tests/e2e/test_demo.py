@@ -33,7 +33,6 @@ PLAY_ALL = """async () => Promise.all([...document.querySelectorAll('video')].ma
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(900),
-    pytest.mark.skipif(not (ROOT / ".venvs/diffusers/bin/python").exists(), reason="make envs"),
 ]
 
 

@@ -28,7 +28,6 @@ ROOT = Path(__file__).parents[2]
 
 pytestmark = [
     pytest.mark.timeout(240),
-    pytest.mark.skipif(not (ROOT / ".venvs/stub/bin/python").exists(), reason="the stub env is missing: make envs"),
 ]
 
 SWEEP = """
