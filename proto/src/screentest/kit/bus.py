@@ -132,12 +132,15 @@ class Bus:
         """Waits up to ``timeout_s`` for the broker; Unavailable says where it looked and how to start it."""
         reconnected = asyncio.Event()
         last_error = "no answer"
+        is_refused = False
 
         async def on_error(error: Exception) -> None:
             # A refused permission reaches nats-py only here: the call itself would merely time out.
             # A connection that is refused is told by connect and by on_disconnect.
-            nonlocal last_error
+            nonlocal last_error, is_refused
             last_error = str(error) or type(error).__name__
+            # The broker closes the connection behind this: which of the two connect raises is a race.
+            is_refused = is_refused or "authorization" in last_error.lower()
             if not isinstance(error, OSError):
                 log.error("bus_error", error=str(error))
 
@@ -171,7 +174,7 @@ class Bus:
             except (OSError, nats.errors.Error, TimeoutError) as error:
                 await client.close()
                 reason = str(error) or last_error
-                if "authorization" in reason.lower():
+                if is_refused or "authorization" in reason.lower():
                     raise Unavailable(f"the broker at {url} refuses user {user!r}; run `make secrets` again") from error
                 if asyncio.get_running_loop().time() >= deadline:
                     raise Unavailable(
