@@ -39,7 +39,7 @@ from screentest.records import (
     Waiting,
 )
 from screentest.v1 import scheduler_pb2, scheduler_pb2_grpc
-from screentest.wire import from_wire, to_wire
+from screentest.wire import enum_number, from_wire, to_wire
 
 T = TypeVar("T")
 
@@ -268,7 +268,7 @@ class Client:
         """A job's clip, log or manifest, or one file of a sweep's report (``name`` empty = index.html)."""
         if (job_id is None) == (sweep_id is None):
             raise BadRequest("name either a job (clip, log, manifest) or a sweep (report)")
-        request = scheduler_pb2.GetArtifactRequest(kind=_kind_number(kind), name=name)
+        request = scheduler_pb2.GetArtifactRequest(kind=cast("Any", enum_number(kind)), name=name)
         if job_id is not None:
             request.job_id = job_id
         else:
@@ -367,8 +367,3 @@ def _read(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise BadRequest(f"keyframe {path} cannot be read ({error.strerror}); check the path") from error
-
-
-def _kind_number(kind: ArtifactKind) -> Any:
-    # The wire has one message with this field, the Artifact: let the codec do the naming.
-    return to_wire(Artifact(kind=kind, key="", sha256="", size_bytes=0, content_type="")).kind

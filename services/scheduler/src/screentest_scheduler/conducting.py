@@ -294,9 +294,7 @@ class Conductor:
         """
         proof: Proof | None = None
         for _ in range(FINAL_PROOF_TRIES):
-            runners = self.presence.runners(host, device)
-            kind = ProofKind.CONTINUE if runners else ProofKind.HANDOVER
-            proof = await self.ask_proof(host, device, kind, runners[0].runner if runners else None)
+            proof = await self.proof_as_left(host, device)
             if proof is not None and proof.clean:
                 break
             await asyncio.sleep(FINAL_PROOF_EVERY_S)
@@ -486,6 +484,12 @@ class Conductor:
         self.wake()
 
     # ---- talking
+
+    async def proof_as_left(self, host: str, device: str) -> Proof | None:
+        """The proof that fits who is there: CONTINUE for the runner that holds the device, HANDOVER when none does."""
+        runners = self.presence.runners(host, device)
+        kind = ProofKind.CONTINUE if runners else ProofKind.HANDOVER
+        return await self.ask_proof(host, device, kind, runners[0].runner if runners else None)
 
     async def ask_proof(self, host: str, device: str, kind: ProofKind, runner: Process | None) -> Proof | None:
         """None when telemetry does not answer: unknown is not clean."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from screentest import lanes
 from screentest.errors import BadRequest, NotFound
-from screentest.records import DeviceView, Job, JobState, LaneView, ProofKind, Sweep, Task
+from screentest.records import DeviceView, Job, JobState, LaneView, Sweep, Task
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger
@@ -75,8 +75,7 @@ class Views:
     async def device(self, host: str, device: str) -> DeviceView:
         slot = self._conductor.slot(host, device)
         runners = self._conductor.presence.runners(host, device)
-        kind = ProofKind.CONTINUE if runners else ProofKind.HANDOVER
-        proof = await self._conductor.ask_proof(host, device, kind, runners[0].runner if runners else None)
+        proof = await self._conductor.proof_as_left(host, device)
         return DeviceView(
             host=host,
             device=device,

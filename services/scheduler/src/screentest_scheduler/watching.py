@@ -94,7 +94,8 @@ async def _waiting(ledger: Ledger, conductor: Conductor, sweep_id: str, said: as
     told: dict[str, str] = {}
     while True:
         waiting = conductor.waiting(ledger.open_jobs_of(sweep_id))
-        for job_id, reason in waiting.items():
+        for job_id in told | waiting:
+            reason = waiting.get(job_id, "")  # a job that waits no more is told as well
             if told.get(job_id, "") != reason:
                 await said.put((0, Waiting(job_id=job_id, waits_for=reason)))
         told = waiting
