@@ -18,6 +18,7 @@ from screentest.records import (
     DeviceProof,
     Dispatch,
     Drained,
+    Estimate,
     Failed,
     FailureClass,
     FindingEdited,
@@ -34,6 +35,7 @@ from screentest.records import (
     MarkKind,
     Outcome,
     Parameter,
+    PhaseMemory,
     PhaseTime,
     PrioritySet,
     Process,
@@ -94,6 +96,7 @@ SPEC = SweepSpec(
     expires_at=AT + timedelta(days=1),
     paused=True,
     priority=-3,
+    memory_cap_gib=15.5,
 )
 CALL = (
     Parameter(name="decode_chunk_size", value=8),
@@ -139,6 +142,22 @@ LANE_PLAN = LanePlan(
     weights_revision="main",
     preflight="fixed: width_px 1000 -> 1024",
     prompt_keyword="prompt",
+    estimates=(
+        Estimate(
+            rung=1,
+            rung_name="short",
+            changes_picture=True,
+            load_s=4.5,
+            clip_s=18.4,
+            low_s=15.0,
+            high_s=24.25,
+            energy_wh=3.5,
+            peak_memory_bytes=13 * 2**30,
+            clips=3,
+            basis="3 clips on NVIDIA H200",
+        ),
+    ),
+    first_rung=1,
 )
 RECORD = SweepRecord(
     sweep_id=SWEEP_ID,
@@ -177,6 +196,8 @@ JOB = JobSpec(
     weights_revision="main",
     expires_at=AT + timedelta(days=1),
     priority=7,
+    first_rung=1,
+    memory_cap_gib=15.5,
 )
 RETRY = replace(JOB, job_id="p1-s42-r1-ba9876543210", retry_of=JOB_ID, retry_index=1)
 RUNNER = Process(
@@ -224,6 +245,11 @@ OUTCOME = Outcome(
     infrastructure=True,
     model_loads=1,
     survivors_killed=2,
+    peak_memory_by_phase=(PhaseMemory(phase="decoding", peak_bytes=22 * 2**30),),
+    steps_done=25,
+    step_s=0.675,
+    marks=(Mark(kind=MarkKind.REDUCED, parameter="num_frames", requested="25", effective="13", reason="rung short"),),
+    gpu_name="NVIDIA H200",
 )
 
 JobBody = Submitted | Admitted | Started | CancelRequested | AttemptEnded | Completed | Failed | Refused | Cancelled

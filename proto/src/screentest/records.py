@@ -84,6 +84,7 @@ class MarkKind(StrEnum):
     DROPPED = "dropped"
     CLAMPED = "clamped"
     DEFAULTED = "defaulted"
+    REDUCED = "reduced"
 
 
 class ArtifactKind(StrEnum):
@@ -164,6 +165,28 @@ class SweepSpec:
     expires_at: datetime | None = None
     paused: bool = False
     priority: int = 0
+    memory_cap_gib: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Estimate:
+    """What an attempt is expected to take at one rung; None = nothing is known that would allow a number.
+
+    ``clip_s`` is everything after the load, ``low_s`` to ``high_s`` its range. ``clips``: completed clips on this GPU
+    that the rate was learned from, 0 = carried over from another GPU. ``basis`` says in one line where it comes from.
+    """
+
+    rung: int
+    rung_name: str
+    changes_picture: bool = False
+    load_s: float | None = None
+    clip_s: float | None = None
+    low_s: float | None = None
+    high_s: float | None = None
+    energy_wh: float | None = None
+    peak_memory_bytes: int | None = None
+    clips: int = 0
+    basis: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +223,8 @@ class LanePlan:
     weights_revision: str
     preflight: str = ""
     prompt_keyword: str = ""
+    estimates: tuple[Estimate, ...] = ()
+    first_rung: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -255,6 +280,8 @@ class JobSpec:
     retry_index: int = 0
     expires_at: datetime | None = None
     priority: int = 0
+    first_rung: int = 0
+    memory_cap_gib: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -305,8 +332,20 @@ class Version:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PhaseMemory:
+    """Peak device memory that the runner held in one phase."""
+
+    phase: str
+    peak_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended; ``failure_class`` None = a clip is in the depot."""
+    """How an attempt ended; ``failure_class`` None = a clip is in the depot.
+
+    ``step_s``: median of the denoising steps without the first. ``marks``: what the attempt's rung changed in the
+    picture. ``gpu_name``: as the driver says it, None = computed without a GPU.
+    """
 
     failure_class: FailureClass | None
     cause: str = ""
@@ -321,6 +360,11 @@ class Outcome:
     infrastructure: bool = False
     model_loads: int = 0
     survivors_killed: int = 0
+    peak_memory_by_phase: tuple[PhaseMemory, ...] = ()
+    steps_done: int = 0
+    step_s: float | None = None
+    marks: tuple[Mark, ...] = ()
+    gpu_name: str | None = None
 
     def artifact(self, kind: ArtifactKind) -> Artifact | None:
         return next((artifact for artifact in self.artifacts if artifact.kind is kind), None)
@@ -607,9 +651,14 @@ class Command:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommandReply:
+    """``fix``, ``first_rung`` and ``memory_free_bytes`` are of a preflight; None = unknown."""
+
     done: bool
     detail: str = ""
     verdict: Verdict | None = None
+    fix: str = ""
+    first_rung: int | None = None
+    memory_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -724,6 +773,8 @@ class Job:
     fix: str = ""
     clip: Artifact | None = None
     progress: Progress | None = None
+    expected_wait_s: float | None = None
+    expected_run_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -756,6 +807,8 @@ class LaneVerdict:
     verdict: Verdict
     detail: str
     plan: LanePlan | None = None
+    fix: str = ""
+    memory_free_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -259,6 +259,11 @@ class Outcome(_message.Message):
     INFRASTRUCTURE_FIELD_NUMBER: _builtins.int
     MODEL_LOADS_FIELD_NUMBER: _builtins.int
     SURVIVORS_KILLED_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BY_PHASE_FIELD_NUMBER: _builtins.int
+    STEPS_DONE_FIELD_NUMBER: _builtins.int
+    STEP_S_FIELD_NUMBER: _builtins.int
+    MARKS_FIELD_NUMBER: _builtins.int
+    GPU_NAME_FIELD_NUMBER: _builtins.int
     failure_class: _jobs_pb2.FailureClass.ValueType
     cause: _builtins.str
     """One line: what happened, with the exception's own words."""
@@ -275,6 +280,11 @@ class Outcome(_message.Message):
     """Model loads in this attempt: 0 when the runner was warm."""
     survivors_killed: _builtins.int
     """Processes that had to be killed to end the attempt."""
+    steps_done: _builtins.int
+    """Denoising steps that were done, and the median of their seconds without the first one."""
+    step_s: _builtins.float
+    gpu_name: _builtins.str
+    """As the driver names the GPU; absent = computed without one."""
     @_builtins.property
     def artifacts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Artifact]: ...
     @_builtins.property
@@ -283,6 +293,12 @@ class Outcome(_message.Message):
     def phases(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseTime]: ...
     @_builtins.property
     def versions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Version]: ...
+    @_builtins.property
+    def peak_memory_by_phase(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseMemory]: ...
+    @_builtins.property
+    def marks(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.Mark]:
+        """What the attempt's rung changed in the picture."""
+
     def __init__(
         self,
         *,
@@ -299,29 +315,66 @@ class Outcome(_message.Message):
         infrastructure: _builtins.bool = ...,
         model_loads: _builtins.int = ...,
         survivors_killed: _builtins.int = ...,
+        peak_memory_by_phase: _abc.Iterable[Global___PhaseMemory] | None = ...,
+        steps_done: _builtins.int = ...,
+        step_s: _builtins.float | None = ...,
+        marks: _abc.Iterable[_jobs_pb2.Mark] | None = ...,
+        gpu_name: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "clip", b"clip", "failure_class", b"failure_class", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_gpu_name", b"_gpu_name", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "_step_s", b"_step_s", "clip", b"clip", "failure_class", b"failure_class", "gpu_name", b"gpu_name", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes", "step_s", b"step_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "artifacts", b"artifacts", "cause", b"cause", "clip", b"clip", "failure_class", b"failure_class", "fix", b"fix", "infrastructure", b"infrastructure", "model_loads", b"model_loads", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes", "phase", b"phase", "phases", b"phases", "survivors_killed", b"survivors_killed", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_gpu_name", b"_gpu_name", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "_step_s", b"_step_s", "artifacts", b"artifacts", "cause", b"cause", "clip", b"clip", "failure_class", b"failure_class", "fix", b"fix", "gpu_name", b"gpu_name", "infrastructure", b"infrastructure", "marks", b"marks", "model_loads", b"model_loads", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes", "peak_memory_by_phase", b"peak_memory_by_phase", "phase", b"phase", "phases", b"phases", "step_s", b"step_s", "steps_done", b"steps_done", "survivors_killed", b"survivors_killed", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip: _TypeAlias = _typing.Literal["clip"]  # noqa: Y015
     _WhichOneofArgType__clip: _TypeAlias = _typing.Literal["_clip", b"_clip"]  # noqa: Y015
     _WhichOneofReturnType__failure_class: _TypeAlias = _typing.Literal["failure_class"]  # noqa: Y015
     _WhichOneofArgType__failure_class: _TypeAlias = _typing.Literal["_failure_class", b"_failure_class"]  # noqa: Y015
+    _WhichOneofReturnType__gpu_name: _TypeAlias = _typing.Literal["gpu_name"]  # noqa: Y015
+    _WhichOneofArgType__gpu_name: _TypeAlias = _typing.Literal["_gpu_name", b"_gpu_name"]  # noqa: Y015
     _WhichOneofReturnType__peak_device_memory_bytes: _TypeAlias = _typing.Literal["peak_device_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_device_memory_bytes: _TypeAlias = _typing.Literal["_peak_device_memory_bytes", b"_peak_device_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__peak_host_memory_bytes: _TypeAlias = _typing.Literal["peak_host_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_host_memory_bytes: _TypeAlias = _typing.Literal["_peak_host_memory_bytes", b"_peak_host_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__step_s: _TypeAlias = _typing.Literal["step_s"]  # noqa: Y015
+    _WhichOneofArgType__step_s: _TypeAlias = _typing.Literal["_step_s", b"_step_s"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip) -> _WhichOneofReturnType__clip | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_class) -> _WhichOneofReturnType__failure_class | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_name) -> _WhichOneofReturnType__gpu_name | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_device_memory_bytes) -> _WhichOneofReturnType__peak_device_memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_host_memory_bytes) -> _WhichOneofReturnType__peak_host_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_s) -> _WhichOneofReturnType__step_s | None: ...
 
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+@_typing.final
+class PhaseMemory(_message.Message):
+    """Peak device memory that the runner held in one phase."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PHASE_FIELD_NUMBER: _builtins.int
+    PEAK_BYTES_FIELD_NUMBER: _builtins.int
+    phase: _builtins.str
+    peak_bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        phase: _builtins.str = ...,
+        peak_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["peak_bytes", b"peak_bytes", "phase", b"phase"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PhaseMemory: _TypeAlias = PhaseMemory  # noqa: Y015
 
 @_typing.final
 class Process(_message.Message):
@@ -1428,21 +1481,40 @@ class CommandReply(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     VERDICT_FIELD_NUMBER: _builtins.int
+    FIX_FIELD_NUMBER: _builtins.int
+    FIRST_RUNG_FIELD_NUMBER: _builtins.int
+    MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
     done: _builtins.bool
     detail: _builtins.str
     verdict: Global___Verdict.ValueType
+    fix: _builtins.str
+    """Of a preflight: what to do about a refusal, the nearest shape that fits among it."""
+    first_rung: _builtins.int
+    """Of a preflight: the first rung of the job's ladder that fits this machine now."""
+    memory_free_bytes: _builtins.int
+    """Of a preflight: device memory an attempt could have now; absent = unknown."""
     def __init__(
         self,
         *,
         done: _builtins.bool = ...,
         detail: _builtins.str = ...,
         verdict: Global___Verdict.ValueType = ...,
+        fix: _builtins.str = ...,
+        first_rung: _builtins.int | None = ...,
+        memory_free_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_first_rung", b"_first_rung", "_memory_free_bytes", b"_memory_free_bytes", "first_rung", b"first_rung", "memory_free_bytes", b"memory_free_bytes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "done", b"done", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_first_rung", b"_first_rung", "_memory_free_bytes", b"_memory_free_bytes", "detail", b"detail", "done", b"done", "first_rung", b"first_rung", "fix", b"fix", "memory_free_bytes", b"memory_free_bytes", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__first_rung: _TypeAlias = _typing.Literal["first_rung"]  # noqa: Y015
+    _WhichOneofArgType__first_rung: _TypeAlias = _typing.Literal["_first_rung", b"_first_rung"]  # noqa: Y015
+    _WhichOneofReturnType__memory_free_bytes: _TypeAlias = _typing.Literal["memory_free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_free_bytes: _TypeAlias = _typing.Literal["_memory_free_bytes", b"_memory_free_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__first_rung) -> _WhichOneofReturnType__first_rung | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_free_bytes) -> _WhichOneofReturnType__memory_free_bytes | None: ...
 
 Global___CommandReply: _TypeAlias = CommandReply  # noqa: Y015
 

@@ -159,6 +159,8 @@ class _MarkKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_MarkKind.Val
     MARK_KIND_DROPPED: _MarkKind.ValueType  # 2
     MARK_KIND_CLAMPED: _MarkKind.ValueType  # 3
     MARK_KIND_DEFAULTED: _MarkKind.ValueType  # 4
+    MARK_KIND_REDUCED: _MarkKind.ValueType  # 5
+    """A rung of the low-memory ladder made less of it: fewer frames, a smaller size."""
 
 class MarkKind(_MarkKind, metaclass=_MarkKindEnumTypeWrapper): ...
 
@@ -167,6 +169,8 @@ MARK_KIND_RENAMED: MarkKind.ValueType  # 1
 MARK_KIND_DROPPED: MarkKind.ValueType  # 2
 MARK_KIND_CLAMPED: MarkKind.ValueType  # 3
 MARK_KIND_DEFAULTED: MarkKind.ValueType  # 4
+MARK_KIND_REDUCED: MarkKind.ValueType  # 5
+"""A rung of the low-memory ladder made less of it: fewer frames, a smaller size."""
 Global___MarkKind: _TypeAlias = MarkKind  # noqa: Y015
 
 @_typing.final
@@ -378,6 +382,7 @@ class SweepSpec(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    MEMORY_CAP_GIB_FIELD_NUMBER: _builtins.int
     title: _builtins.str
     """Shown in the report; the sweep id starts with its slug."""
     weights: Global___Weights.ValueType
@@ -386,6 +391,8 @@ class SweepSpec(_message.Message):
     paused: _builtins.bool
     """Reserved for the panel: a paused sweep is not admitted; higher runs first."""
     priority: _builtins.int
+    memory_cap_gib: _builtins.float
+    """No attempt may take more device memory: how a smaller card is tried on a larger one. Absent = all there is."""
     @_builtins.property
     def prompts(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -414,21 +421,104 @@ class SweepSpec(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         paused: _builtins.bool = ...,
         priority: _builtins.int = ...,
+        memory_cap_gib: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "expires_at", b"expires_at", "keyframe", b"keyframe", "requested", b"requested"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "expires_at", b"expires_at", "keyframe", b"keyframe", "memory_cap_gib", b"memory_cap_gib", "requested", b"requested"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "expires_at", b"expires_at", "keyframe", b"keyframe", "lane_ids", b"lane_ids", "paused", b"paused", "priority", b"priority", "prompts", b"prompts", "requested", b"requested", "seeds", b"seeds", "skip_impossible", b"skip_impossible", "title", b"title", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "expires_at", b"expires_at", "keyframe", b"keyframe", "lane_ids", b"lane_ids", "memory_cap_gib", b"memory_cap_gib", "paused", b"paused", "priority", b"priority", "prompts", b"prompts", "requested", b"requested", "seeds", b"seeds", "skip_impossible", b"skip_impossible", "title", b"title", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__keyframe: _TypeAlias = _typing.Literal["keyframe"]  # noqa: Y015
     _WhichOneofArgType__keyframe: _TypeAlias = _typing.Literal["_keyframe", b"_keyframe"]  # noqa: Y015
+    _WhichOneofReturnType__memory_cap_gib: _TypeAlias = _typing.Literal["memory_cap_gib"]  # noqa: Y015
+    _WhichOneofArgType__memory_cap_gib: _TypeAlias = _typing.Literal["_memory_cap_gib", b"_memory_cap_gib"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keyframe) -> _WhichOneofReturnType__keyframe | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_cap_gib) -> _WhichOneofReturnType__memory_cap_gib | None: ...
 
 Global___SweepSpec: _TypeAlias = SweepSpec  # noqa: Y015
+
+@_typing.final
+class Estimate(_message.Message):
+    """What an attempt is expected to take at one rung. Absent = nothing is known that would allow a number."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUNG_FIELD_NUMBER: _builtins.int
+    RUNG_NAME_FIELD_NUMBER: _builtins.int
+    CHANGES_PICTURE_FIELD_NUMBER: _builtins.int
+    LOAD_S_FIELD_NUMBER: _builtins.int
+    CLIP_S_FIELD_NUMBER: _builtins.int
+    LOW_S_FIELD_NUMBER: _builtins.int
+    HIGH_S_FIELD_NUMBER: _builtins.int
+    ENERGY_WH_FIELD_NUMBER: _builtins.int
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CLIPS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    rung: _builtins.int
+    rung_name: _builtins.str
+    changes_picture: _builtins.bool
+    """true: the rung makes fewer frames or a smaller size than asked."""
+    load_s: _builtins.float
+    clip_s: _builtins.float
+    """Everything after the load; `low_s` and `high_s` are the range of `clip_s` that its basis supports."""
+    low_s: _builtins.float
+    high_s: _builtins.float
+    energy_wh: _builtins.float
+    peak_memory_bytes: _builtins.int
+    clips: _builtins.int
+    """Completed clips on this GPU that the rate was learned from; 0 = carried over from another GPU."""
+    basis: _builtins.str
+    """One line: where the numbers come from."""
+    def __init__(
+        self,
+        *,
+        rung: _builtins.int = ...,
+        rung_name: _builtins.str = ...,
+        changes_picture: _builtins.bool = ...,
+        load_s: _builtins.float | None = ...,
+        clip_s: _builtins.float | None = ...,
+        low_s: _builtins.float | None = ...,
+        high_s: _builtins.float | None = ...,
+        energy_wh: _builtins.float | None = ...,
+        peak_memory_bytes: _builtins.int | None = ...,
+        clips: _builtins.int = ...,
+        basis: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip_s", b"_clip_s", "_energy_wh", b"_energy_wh", "_high_s", b"_high_s", "_load_s", b"_load_s", "_low_s", b"_low_s", "_peak_memory_bytes", b"_peak_memory_bytes", "clip_s", b"clip_s", "energy_wh", b"energy_wh", "high_s", b"high_s", "load_s", b"load_s", "low_s", b"low_s", "peak_memory_bytes", b"peak_memory_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip_s", b"_clip_s", "_energy_wh", b"_energy_wh", "_high_s", b"_high_s", "_load_s", b"_load_s", "_low_s", b"_low_s", "_peak_memory_bytes", b"_peak_memory_bytes", "basis", b"basis", "changes_picture", b"changes_picture", "clip_s", b"clip_s", "clips", b"clips", "energy_wh", b"energy_wh", "high_s", b"high_s", "load_s", b"load_s", "low_s", b"low_s", "peak_memory_bytes", b"peak_memory_bytes", "rung", b"rung", "rung_name", b"rung_name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__clip_s: _TypeAlias = _typing.Literal["clip_s"]  # noqa: Y015
+    _WhichOneofArgType__clip_s: _TypeAlias = _typing.Literal["_clip_s", b"_clip_s"]  # noqa: Y015
+    _WhichOneofReturnType__energy_wh: _TypeAlias = _typing.Literal["energy_wh"]  # noqa: Y015
+    _WhichOneofArgType__energy_wh: _TypeAlias = _typing.Literal["_energy_wh", b"_energy_wh"]  # noqa: Y015
+    _WhichOneofReturnType__high_s: _TypeAlias = _typing.Literal["high_s"]  # noqa: Y015
+    _WhichOneofArgType__high_s: _TypeAlias = _typing.Literal["_high_s", b"_high_s"]  # noqa: Y015
+    _WhichOneofReturnType__load_s: _TypeAlias = _typing.Literal["load_s"]  # noqa: Y015
+    _WhichOneofArgType__load_s: _TypeAlias = _typing.Literal["_load_s", b"_load_s"]  # noqa: Y015
+    _WhichOneofReturnType__low_s: _TypeAlias = _typing.Literal["low_s"]  # noqa: Y015
+    _WhichOneofArgType__low_s: _TypeAlias = _typing.Literal["_low_s", b"_low_s"]  # noqa: Y015
+    _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip_s) -> _WhichOneofReturnType__clip_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__energy_wh) -> _WhichOneofReturnType__energy_wh | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__high_s) -> _WhichOneofReturnType__high_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__load_s) -> _WhichOneofReturnType__load_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__low_s) -> _WhichOneofReturnType__low_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
+
+Global___Estimate: _TypeAlias = Estimate  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
@@ -480,6 +570,8 @@ class LanePlan(_message.Message):
     WEIGHTS_REVISION_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
     PROMPT_KEYWORD_FIELD_NUMBER: _builtins.int
+    ESTIMATES_FIELD_NUMBER: _builtins.int
+    FIRST_RUNG_FIELD_NUMBER: _builtins.int
     lane_id: _builtins.str
     lane_title: _builtins.str
     task: Global___Task.ValueType
@@ -497,6 +589,8 @@ class LanePlan(_message.Message):
     """What preflight said at submit: "ok", "fixed: ...", "not preflighted: no worker"."""
     prompt_keyword: _builtins.str
     """Name of the keyword that takes the prompt; empty = the pipeline takes none."""
+    first_rung: _builtins.int
+    """Index into `rungs`: where the first attempt begins."""
     @_builtins.property
     def call(self) -> _containers.RepeatedCompositeFieldContainer[Global___Parameter]:
         """Pipeline keyword arguments without keyframe and generator; the prompt's is a template with "{prompt}"."""
@@ -507,6 +601,10 @@ class LanePlan(_message.Message):
     def limits(self) -> Global___Limits: ...
     @_builtins.property
     def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def estimates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Estimate]:
+        """One per rung that this machine can use, in the ladder's order; empty = nothing is known."""
+
     def __init__(
         self,
         *,
@@ -529,10 +627,12 @@ class LanePlan(_message.Message):
         weights_revision: _builtins.str = ...,
         preflight: _builtins.str = ...,
         prompt_keyword: _builtins.str = ...,
+        estimates: _abc.Iterable[Global___Estimate] | None = ...,
+        first_rung: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "device", b"device", "fps", b"fps", "height_px", b"height_px", "host", b"host", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "num_frames", b"num_frames", "preflight", b"preflight", "prompt_keyword", b"prompt_keyword", "rungs", b"rungs", "steps", b"steps", "task", b"task", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "device", b"device", "estimates", b"estimates", "first_rung", b"first_rung", "fps", b"fps", "height_px", b"height_px", "host", b"host", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "num_frames", b"num_frames", "preflight", b"preflight", "prompt_keyword", b"prompt_keyword", "rungs", b"rungs", "steps", b"steps", "task", b"task", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -642,6 +742,8 @@ class JobSpec(_message.Message):
     RETRY_INDEX_FIELD_NUMBER: _builtins.int
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
+    FIRST_RUNG_FIELD_NUMBER: _builtins.int
+    MEMORY_CAP_GIB_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     sweep_id: _builtins.str
     lane_id: _builtins.str
@@ -667,6 +769,8 @@ class JobSpec(_message.Message):
     retry_index: _builtins.int
     """0 for the first job of a cell, then 1, 2, ... for retries by a person."""
     priority: _builtins.int
+    first_rung: _builtins.int
+    memory_cap_gib: _builtins.float
     @_builtins.property
     def keyframe(self) -> Global___Keyframe: ...
     @_builtins.property
@@ -713,21 +817,27 @@ class JobSpec(_message.Message):
         retry_index: _builtins.int = ...,
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         priority: _builtins.int = ...,
+        first_rung: _builtins.int = ...,
+        memory_cap_gib: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_retry_of", b"_retry_of", "expires_at", b"expires_at", "keyframe", b"keyframe", "limits", b"limits", "retry_of", b"retry_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "_retry_of", b"_retry_of", "expires_at", b"expires_at", "keyframe", b"keyframe", "limits", b"limits", "memory_cap_gib", b"memory_cap_gib", "retry_of", b"retry_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_retry_of", b"_retry_of", "call", b"call", "device", b"device", "expires_at", b"expires_at", "fps", b"fps", "height_px", b"height_px", "host", b"host", "job_id", b"job_id", "keyframe", b"keyframe", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "num_frames", b"num_frames", "ordinal", b"ordinal", "priority", b"priority", "prompt", b"prompt", "prompt_index", b"prompt_index", "retry_index", b"retry_index", "retry_of", b"retry_of", "rungs", b"rungs", "seed", b"seed", "steps", b"steps", "sweep_id", b"sweep_id", "task", b"task", "weights", b"weights", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "_retry_of", b"_retry_of", "call", b"call", "device", b"device", "expires_at", b"expires_at", "first_rung", b"first_rung", "fps", b"fps", "height_px", b"height_px", "host", b"host", "job_id", b"job_id", "keyframe", b"keyframe", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "memory_cap_gib", b"memory_cap_gib", "num_frames", b"num_frames", "ordinal", b"ordinal", "priority", b"priority", "prompt", b"prompt", "prompt_index", b"prompt_index", "retry_index", b"retry_index", "retry_of", b"retry_of", "rungs", b"rungs", "seed", b"seed", "steps", b"steps", "sweep_id", b"sweep_id", "task", b"task", "weights", b"weights", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
     _WhichOneofReturnType__keyframe: _TypeAlias = _typing.Literal["keyframe"]  # noqa: Y015
     _WhichOneofArgType__keyframe: _TypeAlias = _typing.Literal["_keyframe", b"_keyframe"]  # noqa: Y015
+    _WhichOneofReturnType__memory_cap_gib: _TypeAlias = _typing.Literal["memory_cap_gib"]  # noqa: Y015
+    _WhichOneofArgType__memory_cap_gib: _TypeAlias = _typing.Literal["_memory_cap_gib", b"_memory_cap_gib"]  # noqa: Y015
     _WhichOneofReturnType__retry_of: _TypeAlias = _typing.Literal["retry_of"]  # noqa: Y015
     _WhichOneofArgType__retry_of: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keyframe) -> _WhichOneofReturnType__keyframe | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_cap_gib) -> _WhichOneofReturnType__memory_cap_gib | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__retry_of) -> _WhichOneofReturnType__retry_of | None: ...
 

@@ -145,6 +145,8 @@ class Job(_message.Message):
     FIX_FIELD_NUMBER: _builtins.int
     CLIP_FIELD_NUMBER: _builtins.int
     PROGRESS_FIELD_NUMBER: _builtins.int
+    EXPECTED_WAIT_S_FIELD_NUMBER: _builtins.int
+    EXPECTED_RUN_S_FIELD_NUMBER: _builtins.int
     state: _jobs_pb2.JobState.ValueType
     cancel_requested: _builtins.bool
     waits_for: _builtins.str
@@ -153,6 +155,9 @@ class Job(_message.Message):
     """Of the terminal event."""
     cause: _builtins.str
     fix: _builtins.str
+    expected_wait_s: _builtins.float
+    """Seconds until it starts, behind what is queued before it, and seconds it then takes; absent = unknown."""
+    expected_run_s: _builtins.float
     @_builtins.property
     def spec(self) -> _jobs_pb2.JobSpec: ...
     @_builtins.property
@@ -180,15 +185,21 @@ class Job(_message.Message):
         fix: _builtins.str = ...,
         clip: _events_pb2.Artifact | None = ...,
         progress: _events_pb2.Progress | None = ...,
+        expected_wait_s: _builtins.float | None = ...,
+        expected_run_s: _builtins.float | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_failure_class", b"_failure_class", "_progress", b"_progress", "clip", b"clip", "ended", b"ended", "failure_class", b"failure_class", "progress", b"progress", "spec", b"spec", "submitted", b"submitted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_expected_run_s", b"_expected_run_s", "_expected_wait_s", b"_expected_wait_s", "_failure_class", b"_failure_class", "_progress", b"_progress", "clip", b"clip", "ended", b"ended", "expected_run_s", b"expected_run_s", "expected_wait_s", b"expected_wait_s", "failure_class", b"failure_class", "progress", b"progress", "spec", b"spec", "submitted", b"submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_failure_class", b"_failure_class", "_progress", b"_progress", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "cause", b"cause", "clip", b"clip", "ended", b"ended", "failure_class", b"failure_class", "fix", b"fix", "progress", b"progress", "spec", b"spec", "state", b"state", "submitted", b"submitted", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_expected_run_s", b"_expected_run_s", "_expected_wait_s", b"_expected_wait_s", "_failure_class", b"_failure_class", "_progress", b"_progress", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "cause", b"cause", "clip", b"clip", "ended", b"ended", "expected_run_s", b"expected_run_s", "expected_wait_s", b"expected_wait_s", "failure_class", b"failure_class", "fix", b"fix", "progress", b"progress", "spec", b"spec", "state", b"state", "submitted", b"submitted", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip: _TypeAlias = _typing.Literal["clip"]  # noqa: Y015
     _WhichOneofArgType__clip: _TypeAlias = _typing.Literal["_clip", b"_clip"]  # noqa: Y015
     _WhichOneofReturnType__ended: _TypeAlias = _typing.Literal["ended"]  # noqa: Y015
     _WhichOneofArgType__ended: _TypeAlias = _typing.Literal["_ended", b"_ended"]  # noqa: Y015
+    _WhichOneofReturnType__expected_run_s: _TypeAlias = _typing.Literal["expected_run_s"]  # noqa: Y015
+    _WhichOneofArgType__expected_run_s: _TypeAlias = _typing.Literal["_expected_run_s", b"_expected_run_s"]  # noqa: Y015
+    _WhichOneofReturnType__expected_wait_s: _TypeAlias = _typing.Literal["expected_wait_s"]  # noqa: Y015
+    _WhichOneofArgType__expected_wait_s: _TypeAlias = _typing.Literal["_expected_wait_s", b"_expected_wait_s"]  # noqa: Y015
     _WhichOneofReturnType__failure_class: _TypeAlias = _typing.Literal["failure_class"]  # noqa: Y015
     _WhichOneofArgType__failure_class: _TypeAlias = _typing.Literal["_failure_class", b"_failure_class"]  # noqa: Y015
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
@@ -197,6 +208,10 @@ class Job(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__clip) -> _WhichOneofReturnType__clip | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__ended) -> _WhichOneofReturnType__ended | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_run_s) -> _WhichOneofReturnType__expected_run_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__expected_wait_s) -> _WhichOneofReturnType__expected_wait_s | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_class) -> _WhichOneofReturnType__failure_class | None: ...
     @_typing.overload
@@ -661,10 +676,16 @@ class LaneVerdict(_message.Message):
     VERDICT_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     PLAN_FIELD_NUMBER: _builtins.int
+    FIX_FIELD_NUMBER: _builtins.int
+    MEMORY_FREE_BYTES_FIELD_NUMBER: _builtins.int
     lane_id: _builtins.str
     lane_title: _builtins.str
     verdict: _events_pb2.Verdict.ValueType
     detail: _builtins.str
+    fix: _builtins.str
+    """What to do about a refusal; empty where nothing is known."""
+    memory_free_bytes: _builtins.int
+    """Device memory an attempt could have now; absent = unknown."""
     @_builtins.property
     def plan(self) -> _jobs_pb2.LanePlan: ...
     def __init__(
@@ -675,13 +696,20 @@ class LaneVerdict(_message.Message):
         verdict: _events_pb2.Verdict.ValueType = ...,
         detail: _builtins.str = ...,
         plan: _jobs_pb2.LanePlan | None = ...,
+        fix: _builtins.str = ...,
+        memory_free_bytes: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "plan", b"plan"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_memory_free_bytes", b"_memory_free_bytes", "_plan", b"_plan", "memory_free_bytes", b"memory_free_bytes", "plan", b"plan"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_plan", b"_plan", "detail", b"detail", "lane_id", b"lane_id", "lane_title", b"lane_title", "plan", b"plan", "verdict", b"verdict"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_memory_free_bytes", b"_memory_free_bytes", "_plan", b"_plan", "detail", b"detail", "fix", b"fix", "lane_id", b"lane_id", "lane_title", b"lane_title", "memory_free_bytes", b"memory_free_bytes", "plan", b"plan", "verdict", b"verdict"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__memory_free_bytes: _TypeAlias = _typing.Literal["memory_free_bytes"]  # noqa: Y015
+    _WhichOneofArgType__memory_free_bytes: _TypeAlias = _typing.Literal["_memory_free_bytes", b"_memory_free_bytes"]  # noqa: Y015
     _WhichOneofReturnType__plan: _TypeAlias = _typing.Literal["plan"]  # noqa: Y015
     _WhichOneofArgType__plan: _TypeAlias = _typing.Literal["_plan", b"_plan"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_free_bytes) -> _WhichOneofReturnType__memory_free_bytes | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__plan) -> _WhichOneofReturnType__plan | None: ...
 
 Global___LaneVerdict: _TypeAlias = LaneVerdict  # noqa: Y015
