@@ -261,7 +261,8 @@ def test_bare_transformer_loaded_as_a_pipeline_is_a_layout_failure(tmp_path: Pat
     lane = lane_of("skyreels-v1-hunyuan-i2v")
     weights_dir = checkpoint_of(lane, tmp_path, cache)["weights_dir"]
     content = {**lane.content, "pipeline": {**lane.content["pipeline"], "adapter": "diffusers"}}
-    content["model"] = {key: value for key, value in lane.content["model"].items() if key != "base_repo"}
+    of_two = ("base_repo", "root_component")
+    content["model"] = {key: value for key, value in lane.content["model"].items() if key not in of_two}
     with RunnerProcess(from_json(content, "test"), tmp_path) as runner:
         runner.open()
         runner.load("hub", weights_dir=weights_dir)

@@ -49,7 +49,8 @@ class Model:
 
     licence: as the model card names it, None where it is not established. parameters_b: of all components, in 1e9.
     weights_gib_16bit: size of all components at two bytes per parameter. base_repo: the second repository of a lane
-    that is assembled from two. variant: the file variant to fetch (`fp16`), None for the plain files.
+    that is assembled from two. root_component: the component that lies at the root of `repo` then; all others come
+    from base_repo. variant: the file variant to fetch (`fp16`), None for the plain files.
     """
 
     repo: str
@@ -61,6 +62,7 @@ class Model:
     variant: str | None = None
     base_repo: str | None = None
     base_revision: str | None = None
+    root_component: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -283,12 +285,23 @@ def _check(lane: Lane, source: str) -> None:
     _require(bool(lane.ladder) and lane.ladder[0].name == "resident", source, "ladder", "must begin with 'resident'")
     template = lane.pipeline.prompt_template
     _require(template is None or "{prompt}" in template, source, "pipeline.prompt_template", "lacks '{prompt}'")
+    _check_assembly(lane, source)
     for limit in (lane.constraints.frames.minimum, lane.constraints.frames.maximum):
         _require(lane.constraints.frames.is_legal(limit), source, "constraints.frames", f"{limit} is itself not legal")
     for weights, where in (("hub", "defaults"), ("miniature", "miniature.defaults")):
         _check_settings(lane, lane.defaults_for(cast("Weights", weights)), source, where)
 
 
+def _check_assembly(lane: Lane, source: str) -> None:
+    """A lane of two repositories says which component the first one holds; a lane of one has nothing to say."""
+    if lane.model is None:
+        return
+    root, is_assembled = lane.model.root_component, lane.model.base_repo is not None
+    _require((root is not None) == is_assembled, source, "model.root_component", _ROOT_RULE)
+    _require(root is None or root in lane.components, source, "model.root_component", f"{root!r} is no component")
+
+
+_ROOT_RULE: Final = "must be there exactly when model.base_repo is"
 _KEYFRAME_RULE: Final = "must be there exactly when task is 'i2v'"
 
 
