@@ -15,6 +15,7 @@ from screentest.records import (
     ClipFacts,
     Completed,
     ControlEvent,
+    Counts,
     DeviceProof,
     Dispatch,
     Drained,
@@ -44,14 +45,17 @@ from screentest.records import (
     Refused,
     RequestClaim,
     Requested,
+    RestoreBegun,
     RetryRequested,
     SkippedLane,
     Stamp,
     Started,
     Submitted,
+    SweepArchived,
     SweepEvent,
     SweepPaused,
     SweepRecord,
+    SweepRestored,
     SweepSettled,
     SweepSpec,
     SweepSubmitted,
@@ -253,7 +257,17 @@ OUTCOME = Outcome(
 )
 
 JobBody = Submitted | Admitted | Started | CancelRequested | AttemptEnded | Completed | Failed | Refused | Cancelled
-SweepBody = SweepSubmitted | RetryRequested | SweepSettled | SweepPaused | PrioritySet | FindingEdited
+SweepBody = (
+    SweepSubmitted
+    | RetryRequested
+    | SweepSettled
+    | SweepPaused
+    | PrioritySet
+    | FindingEdited
+    | SweepArchived
+    | RestoreBegun
+    | SweepRestored
+)
 
 
 def _job_event(state: JobState, body: JobBody, attempt: int = 1) -> JobEvent:
@@ -356,6 +370,16 @@ MESSAGES: dict[str, object] = {
     "sweep-paused": _sweep_event(SweepPaused(paused=True, by="ada")),
     "sweep-priority-set": _sweep_event(PrioritySet(priority=-5, by="ada")),
     "sweep-finding-edited": _sweep_event(FindingEdited(row="p0-s42", text="The doll blinks.", by="ada")),
+    "sweep-archived": _sweep_event(
+        SweepArchived(
+            record=RECORD,
+            counts=Counts(queued=1, running=2, completed=3, failed=4, refused=5, cancelled=6),
+            settled=SweepSettled(jobs=10, clips=3, proofs=()),
+            parts=2,
+        )
+    ),
+    "sweep-restore-begun": _sweep_event(RestoreBegun(parts=2)),
+    "sweep-restored": _sweep_event(SweepRestored(parts=2)),
     "control-drained": _control_event(Drained(reason="the lock is held for 60 s", proof=NOT_CLEAN)),
     "control-undrained": _control_event(Undrained(by="ada")),
     "request-claim": RequestClaim(request_id="6d0c1c7e-request", content_sha256="c" * 64, sweep_id=SWEEP_ID),

@@ -539,11 +539,57 @@ class FindingEdited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Counts:
+    queued: int = 0
+    running: int = 0
+    completed: int = 0
+    failed: int = 0
+    refused: int = 0
+    cancelled: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.queued + self.running + self.completed + self.failed + self.refused + self.cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepArchived:
+    """The sweep has left the stream for its archive in the depot; what a list still shows."""
+
+    record: SweepRecord
+    counts: Counts
+    settled: SweepSettled
+    parts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestoreBegun:
+    """Nothing of the sweep counts until SweepRestored stands behind it."""
+
+    parts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SweepRestored:
+    parts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepEvent:
     event_id: str
     sweep_id: str
     stamp: Stamp
-    body: SweepSubmitted | RetryRequested | SweepSettled | SweepPaused | PrioritySet | FindingEdited
+    body: (
+        SweepSubmitted
+        | RetryRequested
+        | SweepSettled
+        | SweepPaused
+        | PrioritySet
+        | FindingEdited
+        | SweepArchived
+        | RestoreBegun
+        | SweepRestored
+    )
 
 
 # ---- events of one device
@@ -778,26 +824,13 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Counts:
-    queued: int = 0
-    running: int = 0
-    completed: int = 0
-    failed: int = 0
-    refused: int = 0
-    cancelled: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.queued + self.running + self.completed + self.failed + self.refused + self.cancelled
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Sweep:
     record: SweepRecord
     counts: Counts
     over: bool
     settled: SweepSettled | None
     cursor: str
+    archived: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

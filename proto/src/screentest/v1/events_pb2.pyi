@@ -1019,6 +1019,116 @@ class FindingEdited(_message.Message):
 Global___FindingEdited: _TypeAlias = FindingEdited  # noqa: Y015
 
 @_typing.final
+class Counts(_message.Message):
+    """How many jobs have which status of the model table."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    QUEUED_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    COMPLETED_FIELD_NUMBER: _builtins.int
+    FAILED_FIELD_NUMBER: _builtins.int
+    REFUSED_FIELD_NUMBER: _builtins.int
+    CANCELLED_FIELD_NUMBER: _builtins.int
+    queued: _builtins.int
+    running: _builtins.int
+    completed: _builtins.int
+    failed: _builtins.int
+    refused: _builtins.int
+    cancelled: _builtins.int
+    def __init__(
+        self,
+        *,
+        queued: _builtins.int = ...,
+        running: _builtins.int = ...,
+        completed: _builtins.int = ...,
+        failed: _builtins.int = ...,
+        refused: _builtins.int = ...,
+        cancelled: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "queued", b"queued", "refused", b"refused", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Counts: _TypeAlias = Counts  # noqa: Y015
+
+@_typing.final
+class SweepArchived(_message.Message):
+    """The sweep has left the stream for its archive in the depot: what a list still shows, and the subject's last event."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RECORD_FIELD_NUMBER: _builtins.int
+    COUNTS_FIELD_NUMBER: _builtins.int
+    SETTLED_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    parts: _builtins.int
+    """Verified parts of the archive."""
+    @_builtins.property
+    def record(self) -> _jobs_pb2.SweepRecord: ...
+    @_builtins.property
+    def counts(self) -> Global___Counts: ...
+    @_builtins.property
+    def settled(self) -> Global___SweepSettled: ...
+    def __init__(
+        self,
+        *,
+        record: _jobs_pb2.SweepRecord | None = ...,
+        counts: Global___Counts | None = ...,
+        settled: Global___SweepSettled | None = ...,
+        parts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "record", b"record", "settled", b"settled"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "parts", b"parts", "record", b"record", "settled", b"settled"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepArchived: _TypeAlias = SweepArchived  # noqa: Y015
+
+@_typing.final
+class RestoreBegun(_message.Message):
+    """The sweep is being written back from its archive: nothing of it counts until SweepRestored stands behind it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    parts: _builtins.int
+    def __init__(
+        self,
+        *,
+        parts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreBegun: _TypeAlias = RestoreBegun  # noqa: Y015
+
+@_typing.final
+class SweepRestored(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARTS_FIELD_NUMBER: _builtins.int
+    parts: _builtins.int
+    def __init__(
+        self,
+        *,
+        parts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parts", b"parts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SweepRestored: _TypeAlias = SweepRestored  # noqa: Y015
+
+@_typing.final
 class SweepEvent(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1031,6 +1141,9 @@ class SweepEvent(_message.Message):
     SWEEP_PAUSED_FIELD_NUMBER: _builtins.int
     PRIORITY_SET_FIELD_NUMBER: _builtins.int
     FINDING_EDITED_FIELD_NUMBER: _builtins.int
+    SWEEP_ARCHIVED_FIELD_NUMBER: _builtins.int
+    RESTORE_BEGUN_FIELD_NUMBER: _builtins.int
+    SWEEP_RESTORED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     sweep_id: _builtins.str
     @_builtins.property
@@ -1047,6 +1160,12 @@ class SweepEvent(_message.Message):
     def priority_set(self) -> Global___PrioritySet: ...
     @_builtins.property
     def finding_edited(self) -> Global___FindingEdited: ...
+    @_builtins.property
+    def sweep_archived(self) -> Global___SweepArchived: ...
+    @_builtins.property
+    def restore_begun(self) -> Global___RestoreBegun: ...
+    @_builtins.property
+    def sweep_restored(self) -> Global___SweepRestored: ...
     def __init__(
         self,
         *,
@@ -1059,12 +1178,15 @@ class SweepEvent(_message.Message):
         sweep_paused: Global___SweepPaused | None = ...,
         priority_set: Global___PrioritySet | None = ...,
         finding_edited: Global___FindingEdited | None = ...,
+        sweep_archived: Global___SweepArchived | None = ...,
+        restore_begun: Global___RestoreBegun | None = ...,
+        sweep_restored: Global___SweepRestored | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "finding_edited", b"finding_edited", "priority_set", b"priority_set", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_paused", b"sweep_paused", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "finding_edited", b"finding_edited", "priority_set", b"priority_set", "restore_begun", b"restore_begun", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_archived", b"sweep_archived", "sweep_paused", b"sweep_paused", "sweep_restored", b"sweep_restored", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "event_id", b"event_id", "finding_edited", b"finding_edited", "priority_set", b"priority_set", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_id", b"sweep_id", "sweep_paused", b"sweep_paused", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "event_id", b"event_id", "finding_edited", b"finding_edited", "priority_set", b"priority_set", "restore_begun", b"restore_begun", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_archived", b"sweep_archived", "sweep_id", b"sweep_id", "sweep_paused", b"sweep_paused", "sweep_restored", b"sweep_restored", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["sweep_submitted", "retry_requested", "sweep_settled", "sweep_paused", "priority_set", "finding_edited"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["sweep_submitted", "retry_requested", "sweep_settled", "sweep_paused", "priority_set", "finding_edited", "sweep_archived", "restore_begun", "sweep_restored"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 

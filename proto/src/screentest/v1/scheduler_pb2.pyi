@@ -220,40 +220,6 @@ class Job(_message.Message):
 Global___Job: _TypeAlias = Job  # noqa: Y015
 
 @_typing.final
-class Counts(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    QUEUED_FIELD_NUMBER: _builtins.int
-    RUNNING_FIELD_NUMBER: _builtins.int
-    COMPLETED_FIELD_NUMBER: _builtins.int
-    FAILED_FIELD_NUMBER: _builtins.int
-    REFUSED_FIELD_NUMBER: _builtins.int
-    CANCELLED_FIELD_NUMBER: _builtins.int
-    queued: _builtins.int
-    running: _builtins.int
-    completed: _builtins.int
-    failed: _builtins.int
-    refused: _builtins.int
-    cancelled: _builtins.int
-    def __init__(
-        self,
-        *,
-        queued: _builtins.int = ...,
-        running: _builtins.int = ...,
-        completed: _builtins.int = ...,
-        failed: _builtins.int = ...,
-        refused: _builtins.int = ...,
-        cancelled: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancelled", b"cancelled", "completed", b"completed", "failed", b"failed", "queued", b"queued", "refused", b"refused", "running", b"running"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___Counts: _TypeAlias = Counts  # noqa: Y015
-
-@_typing.final
 class Sweep(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -262,27 +228,31 @@ class Sweep(_message.Message):
     OVER_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    ARCHIVED_FIELD_NUMBER: _builtins.int
     over: _builtins.bool
     """true: every generation job is terminal."""
     cursor: _builtins.str
+    archived: _builtins.bool
+    """true: only the archive in the depot has its jobs; `screentest restore` brings them back."""
     @_builtins.property
     def record(self) -> _jobs_pb2.SweepRecord: ...
     @_builtins.property
-    def counts(self) -> Global___Counts: ...
+    def counts(self) -> _events_pb2.Counts: ...
     @_builtins.property
     def settled(self) -> _events_pb2.SweepSettled: ...
     def __init__(
         self,
         *,
         record: _jobs_pb2.SweepRecord | None = ...,
-        counts: Global___Counts | None = ...,
+        counts: _events_pb2.Counts | None = ...,
         over: _builtins.bool = ...,
         settled: _events_pb2.SweepSettled | None = ...,
         cursor: _builtins.str = ...,
+        archived: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_settled", b"_settled", "counts", b"counts", "record", b"record", "settled", b"settled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_settled", b"_settled", "counts", b"counts", "cursor", b"cursor", "over", b"over", "record", b"record", "settled", b"settled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_settled", b"_settled", "archived", b"archived", "counts", b"counts", "cursor", b"cursor", "over", b"over", "record", b"record", "settled", b"settled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__settled: _TypeAlias = _typing.Literal["settled"]  # noqa: Y015
     _WhichOneofArgType__settled: _TypeAlias = _typing.Literal["_settled", b"_settled"]  # noqa: Y015
