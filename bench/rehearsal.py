@@ -219,19 +219,28 @@ class RunnerChild(Child):
         super().__init__([__file__, "--as-runner"], folder / f"{lane.id}.log", gpu, (self._lock_fd,))
         self.send(Prepare(lane=lane.content))
 
-    def load(self, rung: dict[str, Any], plan: Plan) -> tuple[Prepared, Loaded | Failed]:
+    def load(
+        self,
+        rung: dict[str, Any],
+        *,
+        device: str,
+        weights: Any,
+        memory_cap_gib: float | None = None,
+        weights_dir: Path | None = None,
+    ) -> tuple[Prepared, Loaded | Failed]:
         prepared = self.until(Prepared, Failed)
         if isinstance(prepared, Failed):
             raise ChildEnded(f"Prepare failed: {prepared.message}\n{prepared.traceback[-1500:]}")
-        self.send(Open(lock_fd=self._lock_fd, device=plan.device))
+        self.send(Open(lock_fd=self._lock_fd, device=device))
         os.close(self._lock_fd)
         self.send(
             Load(
                 lane=self.lane.content,
-                weights=plan.weights,
+                weights=weights,
+                weights_dir=None if weights_dir is None else str(weights_dir),
                 rung=rung,
                 cache_dir=str(self.folder / "miniatures"),
-                memory_cap_gib=plan.memory_cap_gib,
+                memory_cap_gib=memory_cap_gib,
             )
         )
         return prepared, self.until(Loaded, Failed)
@@ -393,7 +402,9 @@ def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | No
     """One runner from start to stop."""
     plan = sweep.plan
     with sweep.take_runner(lane) as runner:
-        prepared, loaded = runner.load(rung, plan)
+        prepared, loaded = runner.load(
+            rung, device=plan.device, weights=plan.weights, memory_cap_gib=plan.memory_cap_gib
+        )
         if isinstance(loaded, Failed):
             return _failed(loaded)
         base = {
