@@ -1,4 +1,4 @@
-"""Does what transitions, admission and followups decide: one pass over the open jobs, whenever something changed."""
+"""Does what transitions and admission decide: one pass over the open jobs, whenever something changed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from screentest.records import (
     Command,
     CommandReply,
     Completed,
-    DeviceProof,
     Dispatch,
     Drained,
     Failed,
@@ -30,18 +29,17 @@ from screentest.records import (
     LaneId,
     Prepare,
     Process,
-    Proof,
     ProofKind,
-    ProofRequest,
     Retire,
-    SweepSettled,
     Undrained,
 )
-from screentest_scheduler import admission, followups, transitions
+from screentest_scheduler import admission, transitions
 from screentest_scheduler.admission import Candidate, Slot
 from screentest_scheduler.journal import Journal
-from screentest_scheduler.ledger import Ledger, SweepState, subject_of
+from screentest_scheduler.ledger import Ledger, subject_of
 from screentest_scheduler.presence import Presence
+from screentest_scheduler.settling import Settler
+from screentest_scheduler.telemetry import Telemetry
 from screentest_scheduler.transitions import Entry
 
 log = structlog.get_logger()
@@ -52,12 +50,9 @@ IDLE_PASS_S = 1.0
 LATE_PASS_S = 5.0
 REDISPATCH_EVERY_S = 10.0
 CANCEL_EVERY_S = 2.0
-PROOF_TIMEOUT_S = 2.0
 # The worker's stop ladder takes at most this long.
 RETIRE_TIMEOUT_S = 45.0
 CANCEL_TRIES = 50
-FINAL_PROOF_TRIES = 20
-FINAL_PROOF_EVERY_S = 0.5
 # Phases of the holder in which the successor's interpreter may start: it takes seconds, decoding may take less.
 PREPARE_PHASES = frozenset({"denoising", "decoding"})
 # Phases in which the attempt no longer needs the device.
@@ -97,11 +92,12 @@ class Conductor:
         self._consumers: set[tuple[str, str, str]] = set()
         self._completing: set[str] = set()
         self._changed = asyncio.Event()
-        self._settling: set[str] = set()
         self._turns: dict[tuple[str, str], Turn] = {}
         self._cancel_sent_ns: dict[str, int] = {}
         self._redispatched_ns: dict[str, int] = {}
         self.presence = Presence(self.wake)
+        self.telemetry = Telemetry(bus)
+        self.settler = Settler(bus, ledger, journal, self.presence, self.telemetry)
 
     def wake(self) -> None:
         self._changed.set()
@@ -153,9 +149,8 @@ class Conductor:
         for entry in (*self._ledger.active_jobs(), *self._ledger.expiring_jobs()):
             job_id = entry.spec.job_id
             await self._guarded(self._follow_up(self._ledger.job(job_id), group), job=job_id)
-        for sweep in self._unsettled():
-            self._settling.add(sweep.record.sweep_id)
-            group.create_task(self._settle(sweep))
+        for sweep in self.settler.due():
+            group.create_task(self.settler.settle(sweep))
         for place in self.places():
             turn = self._turns.setdefault(place, Turn())
             if turn.busy is None or turn.busy.done():
@@ -250,55 +245,6 @@ class Conductor:
             return False
         sent[entry.spec.job_id] = now_ns
         return True
-
-    # ---- what follows for one sweep
-
-    def _unsettled(self) -> list[SweepState]:
-        return [sweep for sweep in self._ledger.sweeps.values() if self._must_settle(sweep)]
-
-    def _must_settle(self, sweep: SweepState) -> bool:
-        sweep_id = sweep.record.sweep_id
-        if sweep_id in self._settling or len(sweep.job_ids) != len(sweep.expected):
-            return False
-        if sweep.settled is not None and sweep.settled.jobs == len(sweep.expected):
-            return False
-        return followups.must_settle(self._ledger.sweep_jobs(sweep_id), sweep.settled)
-
-    async def _settle(self, sweep: SweepState) -> None:
-        sweep_id = sweep.record.sweep_id
-        try:
-            entries = self._ledger.sweep_jobs(sweep_id)
-            await self._sweep_up(sweep)
-            proofs = [
-                DeviceProof(host=host, device=device, proof=await self._final_proof(host, device))
-                for host, device in followups.devices(entries)
-            ]
-            settled = SweepSettled(jobs=len(entries), clips=followups.clips(entries), proofs=tuple(proofs))
-            await self._journal.append_sweep(sweep, settled)
-        except ScreentestError as error:
-            log.warning("settle_interrupted", sweep=sweep_id, error=str(error))
-        finally:
-            self._settling.discard(sweep_id)
-
-    async def _sweep_up(self, sweep: SweepState) -> None:
-        """Withdraws dispatch messages whose worker died between its last event and its acknowledgement."""
-        mine = set(sweep.job_ids)
-        for subject in await self._bus.dispatched():
-            if subjects.dispatched_job(subject) in mine:
-                await self._bus.withdraw(subject)
-
-    async def _final_proof(self, host: str, device: str) -> Proof | None:
-        """How the device is left: held by one registered runner that is warm, or free.
-
-        A runner that has just been retired takes a moment to be gone; the last answer stands, clean or not.
-        """
-        proof: Proof | None = None
-        for _ in range(FINAL_PROOF_TRIES):
-            proof = await self.proof_as_left(host, device)
-            if proof is not None and proof.clean:
-                break
-            await asyncio.sleep(FINAL_PROOF_EVERY_S)
-        return proof
 
     # ---- one device
 
@@ -436,7 +382,7 @@ class Conductor:
         """Asks telemetry; counts how long the answer has been no, and drains the device when it was no for too long."""
         kind = admission.proof_kind(slot, chosen)
         runner = self._runner_of(slot, chosen.entry.spec.lane_id) if kind is ProofKind.CONTINUE else None
-        proof = await self.ask_proof(slot.host, slot.device, kind, runner)
+        proof = await self.telemetry.proof(slot.host, slot.device, kind, runner)
         if proof is not None and proof.clean:
             self._proven(turn)
             return True
@@ -484,23 +430,6 @@ class Conductor:
         self.wake()
 
     # ---- talking
-
-    async def proof_as_left(self, host: str, device: str) -> Proof | None:
-        """The proof that fits who is there: CONTINUE for the runner that holds the device, HANDOVER when none does."""
-        runners = self.presence.runners(host, device)
-        kind = ProofKind.CONTINUE if runners else ProofKind.HANDOVER
-        return await self.ask_proof(host, device, kind, runners[0].runner if runners else None)
-
-    async def ask_proof(self, host: str, device: str, kind: ProofKind, runner: Process | None) -> Proof | None:
-        """None when telemetry does not answer: unknown is not clean."""
-        request = ProofRequest(kind=kind, runner=runner)
-        try:
-            payload = await self._bus.request(
-                subjects.proof(host, device), wire.encode(request), timeout_s=PROOF_TIMEOUT_S
-            )
-        except Unavailable:
-            return None
-        return wire.decode(payload, Proof)
 
     async def _command(self, place: tuple[str, str], lane_id: str, command: Command, timeout_s: float) -> CommandReply:
         payload = await self._bus.request(subjects.command(*place, lane_id), wire.encode(command), timeout_s=timeout_s)

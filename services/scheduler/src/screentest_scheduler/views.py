@@ -75,7 +75,7 @@ class Views:
     async def device(self, host: str, device: str) -> DeviceView:
         slot = self._conductor.slot(host, device)
         runners = self._conductor.presence.runners(host, device)
-        proof = await self._conductor.proof_as_left(host, device)
+        proof = await self._conductor.settler.proof_as_left(host, device)
         return DeviceView(
             host=host,
             device=device,
