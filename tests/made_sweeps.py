@@ -234,19 +234,21 @@ class History:
         self.second += seconds
         return self
 
-    def start(self, *, shared_gpu: bool = False) -> History:
+    def start(self, *, shared_gpu: bool = False, rung: int = 0) -> History:
         self.attempt += 1
-        self._append(JobState.ADMITTED, Admitted(rung=0, rung_name="resident"))
+        self._append(JobState.ADMITTED, Admitted(rung=rung, rung_name=self.spec.rungs[rung]))
         started = Started(runner=RUNNER, proof=proof(second=self.second), warm=False, shared_gpu=shared_gpu)
         return self._append(JobState.RUNNING, started)
 
     def end(self, outcome: Outcome) -> History:
         return self._append(JobState.ENDED, AttemptEnded(outcome=outcome))
 
-    def complete(self, latency_s: float = 5, flags: Sequence[str] = (), clip: Artifact | None = None) -> History:
+    def complete(
+        self, latency_s: float = 5, flags: Sequence[str] = (), clip: Artifact | None = None, rung: int = 0
+    ) -> History:
         outcome = success(self.spec, flags)
         artifact = clip or outcome.artifacts[0]
-        self.start().wait(latency_s).end(replace(outcome, artifacts=(artifact,)))
+        self.start(rung=rung).wait(latency_s).end(replace(outcome, artifacts=(artifact,)))
         return self._append(JobState.COMPLETED, Completed(clip=artifact))
 
     def fail(self, failure_class: FailureClass, cause: str = "", fix: str = "", latency_s: float = 5) -> History:

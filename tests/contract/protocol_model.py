@@ -1,7 +1,7 @@
 """A small world in which the real decisions of scheduler and worker meet every fault the design names.
 
-Real: ``ledger``, ``transitions``, ``admission``, ``followups``, ``planning.retry`` of the scheduler; what a delivery,
-a refused append and a reconnect mean to the worker (``decide``, ``after_refusal``, ``stop_reason``).
+Real: ``ledger``, ``transitions``, ``ladder``, ``admission``, ``followups``, ``planning.retry`` of the scheduler; what
+a delivery, a refused append and a reconnect mean to the worker (``decide``, ``after_refusal``, ``stop_reason``).
 Modelled: the broker (guarded appends whose answers get lost, work queue with leases, lossy plain messages), the device
 with its lock, time, and the thin code that carries the decisions out. One seeded generator of chance chooses the order:
 actors are Python generators, and each ``yield`` is a point where anything may come between.
@@ -52,6 +52,7 @@ from screentest.records import (
 )
 from screentest_scheduler import admission, followups, planning, transitions
 from screentest_scheduler.admission import Slot
+from screentest_scheduler.ladder import OUT_OF_MEMORY
 from screentest_scheduler.ledger import Ledger, subject_of
 from screentest_scheduler.transitions import Entry
 from screentest_worker.consume import Action, decide
@@ -160,7 +161,7 @@ class World:
         self.actors: list[Steps] = []
         self._ids = 0
         # Some worlds have a bad broker, some a slow tail of the stream, some a machine that loses attempts, some a lane
-        # that never starts, not even when all is calm, some runners that outlive their workers.
+        # that never starts, not even when all is calm, some runners that outlive their workers, some a small card.
         self.loss = self.chance.choice((0.03, 0.05, 0.3))
         self.deafness = self.chance.choice((0.2, 0.2, 0.7))
         self.pace_s = self.chance.choice((1, 3))
@@ -168,6 +169,7 @@ class World:
         self.dead_lane = self.chance.choice(("", "", "", LANES[0]))
         self.repair = self.chance.choice((0.03, 0.001))
         self.orphans = self.chance.choice((0.2, 1.0))
+        self.tightness = self.chance.choice((0.01, 0.3))
         self.workers = {lane: Worker(self, lane) for lane in LANES[: self.chance.randint(1, 3)]}
         self.scheduler = Scheduler(self)
 
@@ -419,9 +421,9 @@ class Worker:
         if self.world.now > hand.deadline:
             return _failure(FailureClass.TIMEOUT)
         if self.world.happens(0.02):
-            return _failure(
-                self.world.chance.choice((FailureClass.NAN, FailureClass.OOM_DENOISE, FailureClass.CRASHED))
-            )
+            return _failure(self.world.chance.choice((FailureClass.NAN, FailureClass.CRASHED)))
+        if self.world.happens(self.world.tightness):
+            return _failure(self.world.chance.choice(sorted(OUT_OF_MEMORY)))
         return _lost() if self.world.happens(self.world.frailty) else None
 
     def _take_device(self, hand: Hand) -> Steps:
@@ -716,7 +718,8 @@ class Scheduler:
         entry = self.ledger.job(chosen.entry.spec.job_id)
         if not entry.may_be_admitted:
             return
-        body = Admitted(rung=entry.rung, rung_name="")
+        rung = transitions.next_rung(entry, self.ledger.winning_rungs.first_rung(entry.spec, None))
+        body = Admitted(rung=rung, rung_name=entry.spec.rungs[rung])
         self.uncertain = entry.spec.job_id
         entry = yield from self.append_job(entry, JobState.ADMITTED, body, entry.attempt + 1)
         self.uncertain = ""
@@ -857,7 +860,8 @@ def _sweep(world: World, name: str, lane_ids: tuple[str, ...]) -> SweepRecord:
     chance = world.chance
     lanes = [plan(lane, lane, Task.T2V) for lane in lane_ids]
     limits = replace(lanes[0].limits, attempt_s=ATTEMPT_S)
-    lanes = [replace(lane, host=HOST, device=DEVICE, limits=limits) for lane in lanes]
+    ladders = (("resident",), ("resident", "lean", "fp8"), ("resident", "", "fp8"))
+    lanes = [replace(lane, host=HOST, device=DEVICE, limits=limits, rungs=chance.choice(ladders)) for lane in lanes]
     made = record(lanes, sweep_id=name, seeds=range(1, chance.randint(1, 2) + 1))
     expires_at = BEGAN_AT + timedelta(seconds=chance.randint(0, 300)) if chance.random() < 0.2 else None
     spec = replace(made.spec, priority=chance.randint(-1, 1), expires_at=expires_at)

@@ -33,6 +33,7 @@ from screentest.records import (
     SweepSettled,
 )
 from screentest_scheduler import transitions
+from screentest_scheduler.ladder import OUT_OF_MEMORY
 from screentest_scheduler.ledger import Ledger
 from screentest_scheduler.transitions import Entry
 from tests.contract.protocol_model import History, World, Written
@@ -67,7 +68,8 @@ WANTED = {
     *("Submitted", "Admitted", "Started", "CancelRequested", "AttemptEnded"),
     *("Completed", "Failed", "Refused", "Cancelled"),
     *("attempt 2", "attempt 3", "attempt 4", "cancel True", "cancel False"),
-    *("failed infrastructure", "failed timeout", "failed nan"),
+    *("failed infrastructure", "failed timeout", "failed nan", "failed oom_decode"),
+    *("rung 1 resident", "rung 2 lean", "rung 3 fp8", "rung 1 fp8"),
     *("SweepPaused", "PrioritySet", "RetryRequested", "SweepSettled", "Drained", "Undrained"),
 }
 
@@ -86,6 +88,8 @@ def met(world: World) -> set[str]:
     found = {type(written.event.body).__name__ for written in world.log.written}
     for event in itertools.chain.from_iterable(by_job(world).values()):
         found.add(f"attempt {event.attempt}")
+        if isinstance(event.body, Admitted):
+            found.add(f"rung {event.attempt} {event.body.rung_name}")
         if isinstance(event.body, CancelRequested):
             found.add(f"cancel {event.body.started}")
         if isinstance(event.body, Failed):
@@ -134,6 +138,7 @@ def check(world: World) -> None:
         check_order(events)
         check_ending(events)
         check_budget(events)
+        check_rungs(events)
         check_cancel(events)
     check_forgotten(world, histories)
     check_retries(world, histories)
@@ -190,8 +195,32 @@ def check_budget(events: list[JobEvent]) -> None:
                     assert isinstance(following.body, Failed | Cancelled)
                 elif isinstance(following.body, Failed) and not following.body.cause.startswith("expired"):
                     raise AssertionError("given up before the budget was used")
-            case AttemptEnded():
+            case AttemptEnded(outcome=outcome) if outcome.failure_class not in OUT_OF_MEMORY:
                 assert following.state.is_terminal, "a job's own failure or success was tried again"
+
+
+def check_rungs(events: list[JobEvent]) -> None:
+    """Out of device memory: the next usable rung follows, and the last one is the end. Nothing else moves the rung."""
+    assert isinstance(events[0].body, Submitted)
+    ladder, rung = events[0].body.spec.rungs, None
+    for event, following in itertools.pairwise(events):
+        if isinstance(event.body, Admitted):
+            assert ladder[event.body.rung] == event.body.rung_name != "", "a rung that this device has no use for"
+            assert rung in {None, event.body.rung}, "another rung than the one that must follow"
+            rung = event.body.rung
+        if not isinstance(event.body, AttemptEnded) or event.body.outcome.failure_class not in OUT_OF_MEMORY:
+            continue
+        lower = [index for index in range((rung or 0) + 1, len(ladder)) if ladder[index]]
+        if lower:
+            rung = lower[0]
+            is_early_end = isinstance(following.body, Cancelled | CancelRequested) or is_expired(following)
+            assert isinstance(following.body, Admitted) or is_early_end, "a lower rung was left"
+        else:
+            assert isinstance(following.body, Failed | Cancelled), "went on below the last rung"
+
+
+def is_expired(event: JobEvent) -> bool:
+    return isinstance(event.body, Failed) and event.body.cause.startswith("expired")
 
 
 def check_cancel(events: list[JobEvent]) -> None:

@@ -306,3 +306,12 @@ def test_the_entries_of_a_sweep_share_their_prompt_and_parameters() -> None:
     first, second, *_ = (entry.spec for entry in ledger.sweep_jobs(SWEEP.sweep_id))
     assert first.call is second.call
     assert first.prompt is second.prompt
+
+
+def test_a_replay_brings_back_the_rung_that_won() -> None:
+    sweep = record([replace(plan("wan", "Wan"), rungs=("resident", "lean", "fp8"))], seeds=(1, 2))
+    first, second = planning.jobs(sweep)
+    stream = submitted_stream(sweep)
+    stream.job(first, History(first).complete(5, rung=1).events[1:])
+    for ledger in (stream.replayed(), replayed(stream.messages * 2)):
+        assert ledger.winning_rungs.first_rung(second, None) == 1

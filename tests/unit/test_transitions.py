@@ -26,6 +26,7 @@ from screentest.records import (
     Submitted,
 )
 from screentest_scheduler import transitions
+from screentest_scheduler.ladder import OUT_OF_MEMORY
 from screentest_scheduler.transitions import Entry
 from tests.made_sweeps import BEGAN_AT, RUNNER, clip_of, plan, proof, record, specs, stamp, success
 
@@ -373,3 +374,49 @@ def test_elapsed_time_is_of_the_boot_clock_within_one_boot() -> None:
 def test_elapsed_time_over_a_reboot_is_of_the_wall_clock() -> None:
     rebooted = replace(stamp(90, boot_id="boot-b"), boottime_ns=1)
     assert transitions.elapsed_s(stamp(0), rebooted) == 90
+
+
+# ---- the ladder
+
+LADDER = replace(SPEC, rungs=("resident", "", "offload", "short"))
+ON_LADDER = Told(entry=transitions.submitted_entry(LADDER, stamp(0), 10))
+
+
+@pytest.mark.parametrize("failure_class", sorted(OUT_OF_MEMORY))
+def test_out_of_device_memory_is_followed_by_the_next_usable_rung(failure_class: FailureClass) -> None:
+    entry = ON_LADDER.admitted().started().ended(failed(failure_class)).entry
+    assert transitions.terminal(entry) is None
+    assert entry.may_be_admitted
+    assert transitions.next_rung(entry, first_rung=0) == 2
+    assert (entry.infrastructure_losses, entry.unstarted_losses) == (0, 0)
+
+
+def test_out_of_memory_before_the_start_steps_down_too() -> None:
+    entry = ON_LADDER.admitted().ended(failed(FailureClass.OOM_LOAD)).entry
+    assert transitions.next_rung(entry, first_rung=0) == 2
+
+
+def test_the_last_rung_ends_with_what_it_ended_with() -> None:
+    entry = ON_LADDER.admitted(rung=3).started().ended(failed(FailureClass.OOM_DECODE)).entry
+    assert transitions.terminal(entry) == Failed(failure_class=FailureClass.OOM_DECODE, cause="it broke", fix="mend it")
+
+
+@pytest.mark.parametrize("failure_class", [FailureClass.HOST_OOM, FailureClass.NAN, FailureClass.TIMEOUT])
+def test_other_failures_stay_on_their_rung(failure_class: FailureClass) -> None:
+    entry = ON_LADDER.admitted().started().ended(failed(failure_class)).entry
+    assert isinstance(transitions.terminal(entry), Failed)
+
+
+def test_an_attempt_lost_to_the_machine_is_tried_again_on_its_rung() -> None:
+    entry = ON_LADDER.admitted(rung=2).started().ended(INFRASTRUCTURE).entry
+    assert transitions.next_rung(entry, first_rung=0) == 2
+
+
+def test_the_first_attempt_begins_where_it_is_told() -> None:
+    assert transitions.next_rung(ON_LADDER.entry, first_rung=2) == 2
+
+
+def test_a_cancel_ends_the_way_down() -> None:
+    entry = ON_LADDER.admitted().started().cancel().ended(failed(FailureClass.OOM_LOAD)).entry
+    assert transitions.terminal(entry) == Cancelled(by="ada")
+    assert not entry.may_be_admitted

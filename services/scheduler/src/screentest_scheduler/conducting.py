@@ -37,6 +37,7 @@ from screentest_scheduler import admission, transitions
 from screentest_scheduler.admission import Candidate, Slot
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger, subject_of
+from screentest_scheduler.planning import is_cpu
 from screentest_scheduler.presence import Presence
 from screentest_scheduler.settling import Settler
 from screentest_scheduler.telemetry import Telemetry
@@ -332,12 +333,21 @@ class Conductor:
         if not entry.may_be_admitted:
             return
         turn.prepared.discard(lane_id)
-        rung = Admitted(rung=entry.rung, rung_name=entry.spec.rungs[entry.rung] if entry.spec.rungs else "")
+        rung = await self._next_rung(entry)
+        admitted = Admitted(rung=rung, rung_name=entry.spec.rungs[rung] if entry.spec.rungs else "")
         turn.uncertain = entry.spec.job_id
-        entry = await self._journal.append_job(entry, JobState.ADMITTED, rung, attempt=entry.attempt + 1)
+        entry = await self._journal.append_job(entry, JobState.ADMITTED, admitted, attempt=entry.attempt + 1)
         turn.uncertain = ""
         self._redispatched_ns[entry.spec.job_id] = clock.boottime_ns()
         await self._dispatch(entry)
+
+    async def _next_rung(self, entry: Entry) -> int:
+        """A ladder of one rung needs no question, and a device without GPU has no other name."""
+        spec = entry.spec
+        has_choice = entry.attempt == 0 and len(spec.rungs) > 1
+        facts = await self.telemetry.facts(spec.host, spec.device) if has_choice and not is_cpu(spec.device) else None
+        first_rung = self._ledger.winning_rungs.first_rung(spec, facts.gpu_name if facts else None)
+        return transitions.next_rung(entry, first_rung)
 
     async def _is_certain(self, turn: Turn) -> bool:
         """An Admitted whose answer got lost may be written: nobody else is admitted before the tail has passed it."""

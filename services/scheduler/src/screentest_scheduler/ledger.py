@@ -10,6 +10,7 @@ from screentest.errors import NotFound
 from screentest.kit.bus import Stored
 from screentest.records import (
     ControlEvent,
+    AttemptEnded,
     Counts,
     Drained,
     FindingEdited,
@@ -17,6 +18,7 @@ from screentest.records import (
     JobSpec,
     JobState,
     PrioritySet,
+    Outcome,
     RetryRequested,
     Submitted,
     SweepEvent,
@@ -32,6 +34,7 @@ from screentest_scheduler.transitions import Entry
 
 
 @dataclass(slots=True)
+from screentest_scheduler.ladder import WinningRungs
 class SweepState:
     """One sweep. ``sequence`` is the last of its own subject. ``expected`` are all jobs it must have, by id."""
 
@@ -81,6 +84,8 @@ class Ledger:
         return found
 
     def open_jobs(self) -> list[Entry]:
+        self.archived: dict[str, ArchivedSweep] = {}
+        self.winning_rungs = WinningRungs()
         """Every job that is not terminal, oldest first."""
         return [self.jobs[job_id] for job_id in self._open]
 
@@ -175,8 +180,10 @@ class Ledger:
                 sweep.is_paused = paused
             case PrioritySet(priority=priority):
                 sweep.priority = priority
-            case FindingEdited():
-                pass  # the reporter's business
+            case SweepRestored():
+                sweep.restored, sweep.restored_sequence = event.body, sequence
+            case FindingEdited() | RestoreBegun():
+                pass  # the reporter's business; and a second beginning changes nothing
 
     def apply_control(self, event: ControlEvent, sequence: int) -> None:
         device = self.devices.setdefault((event.host, event.device), DeviceState())
@@ -216,3 +223,8 @@ class Ledger:
 
 def subject_of(spec: JobSpec) -> str:
     return subjects.job_events(spec.sweep_id, spec.lane_id, spec.job_id)
+        if changed is not entry and isinstance(event.body, AttemptEnded):
+            self._learn(changed, event.body.outcome)
+    def _learn(self, entry: Entry, outcome: Outcome) -> None:
+        self.winning_rungs.learn(entry.spec, entry.rung, outcome, shared_gpu=entry.shared_gpu)
+

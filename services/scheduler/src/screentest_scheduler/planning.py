@@ -47,7 +47,12 @@ class Placement:
 
     @property
     def is_cpu(self) -> bool:
-        return self.device.startswith("cpu")
+        return is_cpu(self.device)
+
+
+def is_cpu(device: str) -> bool:
+    """A device without GPU by its name (``cpu-0``); it is never inferred from a driver that does not answer."""
+    return device.startswith("cpu")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,6 +1,7 @@
 """What a job's events mean to the scheduler, and which event must follow. Pure.
 
-Attempts lost to the machine and attempts lost to the job are counted apart: a machine may lose a few, a job none.
+Attempts lost to the machine and attempts lost to the job are counted apart: a machine may lose a few, a job none. An
+attempt that ran out of device memory is neither: the next rung of the ladder follows it, down to the last.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from screentest.records import (
     Started,
     Submitted,
 )
+from screentest_scheduler import ladder
 
 # A worker that died once may be bad luck; a job that loses its worker three times is the likelier cause.
 INFRASTRUCTURE_BUDGET = 3
@@ -49,7 +51,8 @@ class Entry:
     """All the scheduler keeps of a job: small, because ten thousand finished ones stay in memory.
 
     ``sequence`` is the last of the job's subject: what the next append must expect. ``outcome`` is kept only while
-    the attempt has ended and nothing has followed yet. ``began``: when the current attempt Started, None before that.
+    the attempt has ended and nothing has followed yet. ``began``: when the current attempt Started, None before that;
+    ``shared_gpu``: it found processes of strangers on the device.
     """
 
     spec: JobSpec
@@ -60,6 +63,7 @@ class Entry:
     rung: int = 0
     admitted: Stamp | None = None
     began: Stamp | None = None
+    shared_gpu: bool = False
     outcome: Outcome | None = None
     infrastructure_losses: int = 0
     unstarted_losses: int = 0
@@ -76,7 +80,7 @@ class Entry:
 
     @property
     def may_be_admitted(self) -> bool:
-        """Queued, or its last attempt was lost to the machine and the budget is not used up."""
+        """Queued, or its last attempt was lost to the machine within the budget, or a lower rung is left to try."""
         if self.cancel_by:
             return False
         return self.state is JobState.QUEUED or (self.state is JobState.ENDED and terminal(self) is None)
@@ -96,8 +100,8 @@ def apply(entry: Entry, event: JobEvent, sequence: int) -> Entry:
             return entry
         case Admitted(rung=rung):
             return replace(entry, attempt=event.attempt, rung=rung, admitted=event.stamp, began=None, outcome=None)
-        case Started():
-            return replace(entry, began=event.stamp, unstarted_losses=0)
+        case Started(shared_gpu=shared):
+            return replace(entry, began=event.stamp, shared_gpu=shared, unstarted_losses=0)
         case CancelRequested(by=by):
             return replace(entry, cancel_by=by)
         case AttemptEnded(outcome=outcome):
@@ -125,6 +129,8 @@ def terminal(entry: Entry) -> Terminal | None:
     outcome = entry.outcome
     if outcome.infrastructure:
         return _lost_for_good(entry, outcome)
+    if ladder.rung_after(entry.spec, entry.rung, outcome) is not None:
+        return None
     match outcome.failure_class:
         case None:
             return _completed(outcome)
@@ -134,6 +140,14 @@ def terminal(entry: Entry) -> Terminal | None:
             return Refused(reason=outcome.cause, fix=outcome.fix)
         case failure_class:
             return Failed(failure_class=failure_class, cause=outcome.cause, fix=outcome.fix)
+
+
+def next_rung(entry: Entry, first_rung: int) -> int:
+    """The rung of the attempt to admit. ``first_rung``: where this job begins."""
+    if entry.attempt == 0:
+        return first_rung
+    lower = ladder.rung_after(entry.spec, entry.rung, entry.outcome) if entry.outcome else None
+    return entry.rung if lower is None else lower
 
 
 def state_after(body: Terminal) -> JobState:

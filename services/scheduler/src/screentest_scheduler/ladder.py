@@ -1,0 +1,65 @@
+"""Which rung of its lane's ladder an attempt begins on, and which follows when device memory was too small. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from screentest.records import FailureClass, JobSpec, Outcome, Weights
+
+# Host memory is no matter of rungs: the lower ones need more of it, not less.
+OUT_OF_MEMORY = frozenset(
+    {FailureClass.OOM_LOAD, FailureClass.OOM_ENCODE, FailureClass.OOM_DENOISE, FailureClass.OOM_DECODE}
+)
+
+
+def rung_after(spec: JobSpec, rung: int, outcome: Outcome) -> int | None:
+    """The rung to try after this ending; None when it was no want of device memory or no usable rung is left."""
+    if outcome.failure_class not in OUT_OF_MEMORY or outcome.infrastructure:
+        return None
+    return next((lower for lower in range(rung + 1, len(spec.rungs)) if spec.rungs[lower]), None)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Circumstance:
+    """What decides which rung is enough. ``gpu_name`` None = computed without a GPU.
+
+    Whether the weights are the published ones or random ones of the same size is not in it: memory is the same.
+    """
+
+    lane_id: str
+    rungs: tuple[str, ...]
+    width_px: int
+    height_px: int
+    num_frames: int
+    is_miniature: bool
+    memory_cap_gib: float | None
+    gpu_name: str | None
+
+
+def circumstance(spec: JobSpec, gpu_name: str | None) -> Circumstance:
+    return Circumstance(
+        lane_id=spec.lane_id,
+        rungs=spec.rungs,
+        width_px=spec.width_px,
+        height_px=spec.height_px,
+        num_frames=spec.num_frames,
+        is_miniature=spec.weights is Weights.MINIATURE,
+        memory_cap_gib=spec.memory_cap_gib,
+        gpu_name=gpu_name,
+    )
+
+
+class WinningRungs:
+    """The rung of the last clip in each circumstance. A fold of the events: a restart brings it back."""
+
+    def __init__(self) -> None:
+        self._rungs: dict[Circumstance, int] = {}
+
+    def learn(self, spec: JobSpec, rung: int, outcome: Outcome, *, shared_gpu: bool) -> None:
+        """From the end of an attempt. A clip made beside a stranger says nothing about the card alone."""
+        if outcome.failure_class is None and not shared_gpu:
+            self._rungs[circumstance(spec, outcome.gpu_name)] = rung
+
+    def first_rung(self, spec: JobSpec, gpu_name: str | None) -> int:
+        """Where the first attempt of this job begins: what has won before, else what the plan says."""
+        return self._rungs.get(circumstance(spec, gpu_name), spec.first_rung)
