@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from screentest.errors import BadRequest, ScreentestError
-from screentest_ui import cli_fleet, cli_stack, cli_sweeps
+from screentest_ui import cli_fleet, cli_models, cli_stack, cli_sweeps
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -37,6 +37,12 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("lanes", cli_fleet.lanes),
     ("gpus", cli_fleet.gpus),
     ("undrain", cli_fleet.undrain),
+)
+
+_MODELS_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
+    ("pull", cli_models.pull),
+    ("verify", cli_models.verify),
+    ("list", cli_models.list_models),
 )
 
 
@@ -73,3 +79,8 @@ def _exiting(verb: Callable[..., int | None]) -> Callable[..., None]:
 
 for _name, _verb in _VERBS:
     app.command(_name)(_exiting(_verb))
+
+_models = typer.Typer(help="The published weights of the lanes, on this machine.", no_args_is_help=True)
+for _name, _verb in _MODELS_VERBS:
+    _models.command(_name)(_exiting(_verb))
+app.add_typer(_models, name="models")

@@ -69,7 +69,7 @@ def choose_lanes(place: Installation, asked: Sequence[str], *, with_stub: bool) 
     """
     catalogue = load_lanes(place.lanes_dir)
     if asked:
-        return tuple(_installed(place, _known(catalogue, lane_id)) for lane_id in dict.fromkeys(asked))
+        return tuple(_installed(place, known_lane(catalogue, lane_id)) for lane_id in dict.fromkeys(asked))
     usable = tuple(
         lane
         for lane in catalogue.values()
@@ -231,7 +231,8 @@ class _Builder:
         }
 
 
-def _known(catalogue: Mapping[str, Lane], lane_id: str) -> Lane:
+def known_lane(catalogue: Mapping[str, Lane], lane_id: str) -> Lane:
+    """BadRequest names the lanes that there are."""
     if lane_id not in catalogue:
         raise BadRequest(f"no lane {lane_id!r}; there are {', '.join(catalogue)}")
     return catalogue[lane_id]
