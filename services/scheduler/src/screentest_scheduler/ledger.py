@@ -9,16 +9,16 @@ from screentest import folding, subjects, wire
 from screentest.errors import NotFound
 from screentest.kit.bus import Stored
 from screentest.records import (
-    ControlEvent,
     AttemptEnded,
+    ControlEvent,
     Counts,
     Drained,
     FindingEdited,
     JobEvent,
     JobSpec,
     JobState,
-    PrioritySet,
     Outcome,
+    PrioritySet,
     RetryRequested,
     Submitted,
     SweepEvent,
@@ -30,11 +30,11 @@ from screentest.records import (
 )
 from screentest_scheduler import planning, transitions
 from screentest_scheduler.admission import Candidate
+from screentest_scheduler.ladder import WinningRungs
 from screentest_scheduler.transitions import Entry
 
 
 @dataclass(slots=True)
-from screentest_scheduler.ladder import WinningRungs
 class SweepState:
     """One sweep. ``sequence`` is the last of its own subject. ``expected`` are all jobs it must have, by id."""
 
@@ -64,6 +64,7 @@ class Ledger:
         self.sweeps: dict[str, SweepState] = {}
         self.jobs: dict[str, Entry] = {}
         self.devices: dict[tuple[str, str], DeviceState] = {}
+        self.winning_rungs = WinningRungs()
         self.sequence = 0
         self._open: dict[str, None] = {}  # jobs that are not terminal, in order
         self._active: dict[str, None] = {}  # those of them that are not simply queued
@@ -84,8 +85,6 @@ class Ledger:
         return found
 
     def open_jobs(self) -> list[Entry]:
-        self.archived: dict[str, ArchivedSweep] = {}
-        self.winning_rungs = WinningRungs()
         """Every job that is not terminal, oldest first."""
         return [self.jobs[job_id] for job_id in self._open]
 
@@ -157,11 +156,16 @@ class Ledger:
             return
         changed = transitions.apply(entry, event, sequence)
         self.jobs[event.job_id] = changed
+        if changed is not entry and isinstance(event.body, AttemptEnded):
+            self._learn(changed, event.body.outcome)
         if changed.state.is_terminal:
             for index in (self._open, self._active, self._expiring):
                 index.pop(event.job_id, None)
         elif changed.state is not JobState.QUEUED or changed.cancel_by:
             self._active[event.job_id] = None
+
+    def _learn(self, entry: Entry, outcome: Outcome) -> None:
+        self.winning_rungs.learn(entry.spec, entry.rung, outcome, shared_gpu=entry.shared_gpu)
 
     def apply_sweep(self, event: SweepEvent, sequence: int) -> None:
         if isinstance(event.body, SweepSubmitted):
@@ -180,10 +184,8 @@ class Ledger:
                 sweep.is_paused = paused
             case PrioritySet(priority=priority):
                 sweep.priority = priority
-            case SweepRestored():
-                sweep.restored, sweep.restored_sequence = event.body, sequence
-            case FindingEdited() | RestoreBegun():
-                pass  # the reporter's business; and a second beginning changes nothing
+            case FindingEdited():
+                pass  # the reporter's business
 
     def apply_control(self, event: ControlEvent, sequence: int) -> None:
         device = self.devices.setdefault((event.host, event.device), DeviceState())
@@ -223,8 +225,3 @@ class Ledger:
 
 def subject_of(spec: JobSpec) -> str:
     return subjects.job_events(spec.sweep_id, spec.lane_id, spec.job_id)
-        if changed is not entry and isinstance(event.body, AttemptEnded):
-            self._learn(changed, event.body.outcome)
-    def _learn(self, entry: Entry, outcome: Outcome) -> None:
-        self.winning_rungs.learn(entry.spec, entry.rung, outcome, shared_gpu=entry.shared_gpu)
-
