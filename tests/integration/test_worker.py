@@ -726,3 +726,49 @@ def rss_kib(pid: int) -> int:
 
 def environment(pid: int) -> list[bytes]:
     return [item for item in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0") if item]
+
+
+# ---- memory and pace
+
+
+async def test_an_outcome_says_peaks_by_phase_and_pace(worker: Rig) -> None:
+    spec = worker.spec(call={"memory_gib": (6.0, 7.0, 9.0, 8.0)})
+    await worker.admit(spec)
+    outcome = await worker.outcome(spec)
+    peaks = [(peak.phase, peak.peak_bytes / 2**30) for peak in outcome.peak_memory_by_phase]
+    assert peaks == [("loading", 6), ("encoding_prompt", 7), ("denoising", 9), ("decoding", 8)]
+    assert outcome.peak_device_memory_bytes == 9 * 2**30
+    assert outcome.steps_done == 4
+    assert outcome.step_s == pytest.approx(0.05, abs=0.04)
+    assert outcome.gpu_name is None
+    stored = outcome.artifact(ArtifactKind.MANIFEST)
+    assert stored is not None
+    manifest = json.loads(worker.depot.objects[f"/{stored.key}"])
+    assert manifest["peak_memory_by_phase"]["denoising"] == 9 * 2**30
+    assert (manifest["steps_done"], manifest["step_s"]) == (4, outcome.step_s)
+
+
+@pytest.mark.parametrize(
+    ("peaks_gib", "failure_class", "steps"),
+    [
+        ((6.0, 9.0, 7.0, 7.0), FailureClass.OOM_ENCODE, 0),
+        ((6.0, 7.0, 9.0, 7.0), FailureClass.OOM_DENOISE, 0),
+        ((6.0, 7.0, 7.0, 9.0), FailureClass.OOM_DECODE, 4),
+    ],
+)
+async def test_a_memory_cap_ends_the_attempt_in_the_phase_that_needs_more(
+    worker: Rig, peaks_gib: tuple[float, ...], failure_class: FailureClass, steps: int
+) -> None:
+    spec = worker.spec(call={"memory_gib": peaks_gib}, memory_cap_gib=8.0)
+    await worker.admit(spec)
+    outcome = await worker.outcome(spec)
+    assert (outcome.failure_class, outcome.steps_done, outcome.infrastructure) == (failure_class, steps, False)
+    assert "9 GiB of 8 GiB" in outcome.cause
+
+
+async def test_another_memory_cap_wants_a_fresh_runner(worker: Rig) -> None:
+    for cap_gib in (None, 8.0, 8.0):
+        spec = worker.spec(memory_cap_gib=cap_gib)
+        await worker.admit(spec)
+        assert (await worker.outcome(spec)).failure_class is None
+    assert len({process.pid for process in worker.registered}) == 2

@@ -41,7 +41,7 @@ from screentest_runner.protocol import (
     Prepare,
 )
 from screentest_worker import facts, manifest, outcome, preflight, processes
-from screentest_worker.computation import Computation, Requests, exit_of
+from screentest_worker.computation import Computation, Requests, exit_of, peaks_of
 from screentest_worker.hand import Dropped, InHand, TurnEnd, WithFrames, WithoutFrames
 from screentest_worker.ledger import AfterRefusal, Ledger, StopReason, after_refusal
 from screentest_worker.manifest import Circumstances
@@ -272,17 +272,20 @@ class Turns:
             raise
 
     def _with_frames(self, hand: InHand, hold: Hold, decoded: Decoded, computation: Computation) -> WithFrames:
+        known = Outcome(
+            failure_class=None,
+            versions=self._versions(decoded.versions),
+            peak_device_memory_bytes=decoded.peak_device_bytes,
+            peak_host_memory_bytes=decoded.peak_rss_bytes,
+            peak_memory_by_phase=peaks_of(decoded),
+            model_loads=computation.loads,
+            gpu_name=self._gpu_name,
+        )
         return WithFrames(
             decoded=decoded,
             frames_path=self.frames_path(hand),
             helpers=computation.helpers,
-            outcome=Outcome(
-                failure_class=None,
-                versions=self._versions(decoded.versions),
-                peak_device_memory_bytes=decoded.peak_device_bytes,
-                peak_host_memory_bytes=decoded.peak_rss_bytes,
-                model_loads=computation.loads,
-            ),
+            outcome=computation.with_steps(known),
             log=_tail(hold.runner.child.log_path, hold.log_from),
             circumstances=self._circumstances(hand, hold),
         )
@@ -303,11 +306,12 @@ class Turns:
         if hand.stop_reason is StopReason.ABANDONED:
             return Dropped()
         known = replace(
-            ending,
+            computation.with_steps(ending),
             versions=self._versions(computation.versions),
             peak_host_memory_bytes=peak,
             model_loads=computation.loads,
             survivors_killed=killed,
+            gpu_name=self._gpu_name,
         )
         text = _tail(hold.runner.child.log_path, hold.log_from) + computation.traceback.encode()
         return self._without_frames(hand, known, text[-LOG_BYTES:], self._circumstances(hand, hold))
@@ -335,6 +339,11 @@ class Turns:
         known = self._telemetry.known_facts
         driver = {"driver": known.driver_version} if known is not None and known.driver_version else {}
         return tuple(Version(name=name, version=version) for name, version in sorted({**found, **driver}.items()))
+
+    @property
+    def _gpu_name(self) -> str | None:
+        known = self._telemetry.known_facts
+        return known.gpu_name if known is not None else None
 
     async def _enter(self, hand: InHand, phase: Phase, at_boottime_ns: int) -> None:
         hand.phases.enter(phase.value, at_boottime_ns)
@@ -370,6 +379,7 @@ class Turns:
                 weights_dir=str(folders.main) if is_hub else None,
                 base_dir=str(folders.base) if is_hub and folders.base is not None else None,
                 attempt_id=_attempt_id(hand),
+                memory_cap_gib=spec.memory_cap_gib,
             ),
             generate=Generate(
                 attempt_id=_attempt_id(hand),
@@ -384,7 +394,12 @@ class Turns:
 
 def _key(dispatch: Dispatch) -> WarmKey:
     spec = dispatch.spec
-    return WarmKey(lane_digest=spec.lane_digest, weights=spec.weights.value, rung=dispatch.rung)
+    return WarmKey(
+        lane_digest=spec.lane_digest,
+        weights=spec.weights.value,
+        rung=dispatch.rung,
+        memory_cap_gib=spec.memory_cap_gib,
+    )
 
 
 def _attempt_id(hand: InHand) -> str:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import statistics
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
-from screentest.records import Outcome
+from screentest.records import Outcome, PhaseMemory
 from screentest_runner import protocol
 from screentest_runner.protocol import (
     Cancel,
@@ -69,6 +70,7 @@ class Computation:
         self.loads = 0
         self.versions: dict[str, str] = {}
         self.traceback = ""
+        self._steps_s: list[float] = []
         self.has_let_go = False  # the runner was told to cancel and answered: it is as good as before
 
     async def run(self, *, warm: bool) -> Decoded | Outcome:
@@ -78,6 +80,15 @@ class Computation:
             if failed is not None:
                 return failed
         return await self._generate()
+
+    def with_steps(self, ending: Outcome) -> Outcome:
+        """The outcome with what was counted here: denoising steps and their pace.
+
+        The first step is left out of the pace: it compiles kernels and fills caches.
+        """
+        paced = self._steps_s[1:]
+        step_s = statistics.median(paced) if paced else None
+        return replace(ending, steps_done=len(self._steps_s), step_s=step_s)
 
     def end_helpers(self) -> None:
         if self.helpers is not None:
@@ -183,6 +194,7 @@ class Computation:
             case PhaseChanged():
                 await self._entered(message)
             case StepDone(step=step, steps=steps, step_s=step_s):
+                self._steps_s.append(step_s)
                 await self._hand.feed.step(step, steps, step_s)
             case protocol.Prepared(versions=versions):
                 self.versions = versions
@@ -209,6 +221,13 @@ async def _first(runner: Runner, stop: asyncio.Event, timeout_s: float) -> Messa
         if not reply.done():
             reply.cancel()
     return _Silence() if reply.cancelled() else reply.result()
+
+
+def peaks_of(decoded: Decoded) -> tuple[PhaseMemory, ...]:
+    """Peak device memory by phase, in the order of the phases; empty without a GPU."""
+    found = decoded.peak_memory_by_phase or {}
+    order = [phase.value for phase in Phase]
+    return tuple(PhaseMemory(phase=phase, peak_bytes=found[phase]) for phase in sorted(found, key=order.index))
 
 
 def exit_of(runner: Runner, oom_kills_before: int | None) -> outcome.Exit:

@@ -27,6 +27,7 @@ class WarmKey:
     lane_digest: str
     weights: str
     rung: int
+    memory_cap_gib: float | None = None
 
 
 class Runner:

@@ -1,6 +1,8 @@
 """The stub: an adapter without model, torch or GPU, for tests and benches. It sleeps, draws, and fails on demand.
 
 Call keywords: prompt, width, height, num_frames, steps, fps, image; `work_s`, seconds of pretended denoising;
+`memory_gib`, the pretended peaks in GiB while loading, encoding the prompt, denoising and decoding: a phase that needs
+more than the memory cap of the load runs out of memory, and a rung may have a `call.memory_gib` of its own;
 `fault`, one of FAULTS, in the lane's [call] table (a fault of the load is read there) or in the job's own call;
 `fault_once`, a path: the fault happens only while no such file exists, and creates it.
 """
@@ -35,6 +37,7 @@ FAULTS = {
     "oom_decode": Phase.DECODING,
     "truncated": Phase.DECODING,  # one frame too few
 }
+MEMORY_PHASES = (Phase.LOADING, Phase.ENCODING_PROMPT, Phase.DENOISING, Phase.DECODING)
 ESCAPED_LIFE_S = 3600  # longer than any test: only a stop ladder that finds it ends it
 
 
@@ -43,6 +46,8 @@ class StubAdapter:
 
     def __init__(self, lane: dict[str, Any]) -> None:
         self._lane = lane
+        self._memory = PretendedMemory(None)
+        self._peaks: dict[str, int] | None = None
 
     def prepare(self) -> dict[str, str]:
         import numpy  # noqa: F401  (imported so that generate does not pay for it)
@@ -52,18 +57,26 @@ class StubAdapter:
     def load(self, load: Load, device: str) -> float | None:
         if device != "cpu":
             raise AttemptFailure(FailureClass.INFRASTRUCTURE, f"the stub runs on cpu only, was opened on {device!r}")
-        strike(self._lane.get("call", {}), Phase.LOADING)
+        call = {**self._lane.get("call", {}), **load.rung.get("call", {})}
+        self._memory = PretendedMemory(load.memory_cap_gib)
+        self._memory.take(call, Phase.LOADING)
+        strike(call, Phase.LOADING)
         return None
 
     def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
         call = generate.call
         steps = int(call["steps"])
+        self._peaks = None
+        self._memory.take(call, Phase.ENCODING_PROMPT)
         progress.enter(Phase.DENOISING)
+        self._memory.take(call, Phase.DENOISING)
         for _ in range(steps):
             strike(call, Phase.DENOISING)
             time.sleep(float(call["work_s"]) / steps)
             progress.step_done(steps)
+        self._memory.take(call, Phase.DECODING)
         strike(call, Phase.DECODING)
+        self._peaks = peaks_bytes(call)
         frames = int(call["num_frames"]) - (1 if strikes(call, "truncated") else 0)
         return draw(generate, frames)
 
@@ -71,13 +84,37 @@ class StubAdapter:
         return None
 
     def peak_device_bytes(self) -> int | None:
-        return None
+        return max(self._peaks.values()) if self._peaks else None
 
     def peak_memory_by_phase(self) -> dict[str, int] | None:
-        return None
+        return self._peaks
 
     def peak_tensors_by_phase(self) -> dict[str, int] | None:
         return None
+
+
+class PretendedMemory:
+    """A device whose memory is a number: what a phase asks above the cap is refused, as torch would."""
+
+    def __init__(self, cap_gib: float | None) -> None:
+        self._cap_gib = cap_gib
+
+    def take(self, call: dict[str, Any], phase: Phase) -> None:
+        needs = call.get("memory_gib")
+        if needs is None or self._cap_gib is None:
+            return
+        need_gib = needs[MEMORY_PHASES.index(phase)]
+        if need_gib > self._cap_gib:
+            message = f"the stub pretends to need {need_gib:g} GiB of {self._cap_gib:g} GiB device memory"
+            raise AttemptFailure(OOM_BY_PHASE[phase], message)
+
+
+def peaks_bytes(call: dict[str, Any]) -> dict[str, int] | None:
+    """The pretended peaks by phase; None where the call pretends none."""
+    needs = call.get("memory_gib")
+    if needs is None:
+        return None
+    return {phase.value: int(need * 2**30) for phase, need in zip(MEMORY_PHASES, needs, strict=True)}
 
 
 def draw(generate: Generate, frames: int) -> Clip:
