@@ -308,7 +308,7 @@ def _side_by_side() -> int:
 def _lower_cap(cap_gib: float) -> None:
     import torch
 
-    from screentest_runner.adapters.diffusers import cap_memory
+    from screentest_runner.adapters.device_memory import cap_memory
 
     if not torch.cuda.is_available():
         return

@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from screentest_runner import full_random, gates, miniature
+from screentest_runner.adapters import placement
+from screentest_runner.adapters.device_memory import PhaseMemory, cap_memory
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.frames import Clip
 from screentest_runner.keyframe import read_keyframe
@@ -20,9 +22,6 @@ from screentest_runner.progress import AttemptProgress
 from screentest_runner.protocol import FailureClass, Generate, Load, Phase
 
 PACKAGES = ("torch", "diffusers", "transformers", "tokenizers", "accelerate", "safetensors", "numpy", "pillow")
-DENOISERS = ("transformer", "unet")
-STREAMED = (*DENOISERS, "text_encoder", "text_encoder_2", "image_encoder")  # by a group_offload rung, where present
-GIB = 2**30
 UINT8_CHUNK_FRAMES = 16  # bounds the float32 copy on the device; one frame at a time costs a launch each
 
 
@@ -41,10 +40,9 @@ class DiffusersAdapter:
     def __init__(self, lane: dict[str, Any]) -> None:
         self.lane = lane
         self._pipe: Any = None
-        self._device = "cpu"
         self._progress: AttemptProgress | None = None
         self._decoded = _FiniteCount()
-        self._memory = _PhaseMemory(is_known=False)
+        self._memory = PhaseMemory(is_known=False)
 
     # --- Prepare
 
@@ -78,19 +76,19 @@ class DiffusersAdapter:
     def load(self, load: Load, device: str) -> float | None:
         import torch
 
-        self._memory = _PhaseMemory(is_known=device != "cpu")
+        self._memory = PhaseMemory(is_known=device != "cpu")
         if load.memory_cap_gib is not None and device != "cpu":
             cap_memory(load.memory_cap_gib)
         pipe, build_s = self._weights(load, torch.device(device))
         pipe.set_progress_bar_config(disable=True)
-        denoiser = _denoiser_name(pipe)
+        denoiser = placement.denoiser_names(pipe)[0]
         gates.check_channels(pipe, denoiser, self.lane["components"][denoiser]["config"].get("in_channels"))
         gates.check_text_encoders(pipe)
-        self._place(pipe, load.rung, torch.device(device))
+        placement.place(pipe, load.rung, torch.device(device), self.dtype_of)
         for path in self.lane["pipeline"].get("before_call", []):
             _method(pipe, path)()
         self._watch(pipe)
-        self._pipe, self._device = pipe, device
+        self._pipe = pipe
         self._memory.phase_ended(Phase.LOADING)
         return build_s
 
@@ -102,7 +100,7 @@ class DiffusersAdapter:
                 self.lane,
                 self.pipeline_class(),
                 dtype_of=self.dtype_of,
-                home_of=lambda name: _home(name, load.rung, device),
+                home_of=lambda name: placement.home(name, load.rung, device),
                 device=device,
             )
             return pipe, time.perf_counter() - began
@@ -183,30 +181,6 @@ class DiffusersAdapter:
             if "index_class" in part
         }
 
-    def _place(self, pipe: Any, rung: dict[str, Any], device: Any) -> None:
-        """Put the pipeline on the device as the rung says."""
-        import torch
-
-        name = _denoiser_name(pipe)
-        if rung.get("layerwise_fp8"):
-            getattr(pipe, name).enable_layerwise_casting(
-                storage_dtype=torch.float8_e4m3fn, compute_dtype=self.dtype_of(name)
-            )
-        offload_type = rung.get("group_offload")
-        if offload_type is None:
-            pipe.to(device)
-            return
-        if hasattr(pipe.vae, "use_tiling"):  # all VAEs but SVD's, which decodes in chunks of frames instead
-            pipe.vae.enable_tiling()
-        pipe.enable_group_offload(
-            onload_device=device,
-            offload_device=torch.device("cpu"),
-            offload_type=offload_type,
-            num_blocks_per_group=1 if offload_type == "block_level" else None,
-            use_stream=device.type == "cuda",
-            exclude_modules=[part for part in pipe.components if part not in STREAMED],
-        )
-
     # --- Generate
 
     def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
@@ -258,7 +232,7 @@ class DiffusersAdapter:
             if self._progress is not None:
                 self._progress.enter(Phase.DENOISING)
 
-        getattr(pipe, _denoiser_name(pipe)).register_forward_pre_hook(before_denoiser)
+        getattr(pipe, placement.denoiser_names(pipe)[0]).register_forward_pre_hook(before_denoiser)
         decode = pipe.vae.decode
 
         def watched_decode(*arguments: Any, **keywords: Any) -> Any:
@@ -272,7 +246,7 @@ class DiffusersAdapter:
     # --- memory
 
     def device_bytes(self) -> int | None:
-        return self._cuda_bytes("memory_reserved")
+        return self._memory.held_now()
 
     def peak_device_bytes(self) -> int | None:
         return self._memory.peak()
@@ -282,47 +256,6 @@ class DiffusersAdapter:
 
     def peak_tensors_by_phase(self) -> dict[str, int] | None:
         return self._memory.tensors if self._memory.is_known else None
-
-    def _cuda_bytes(self, reading: str) -> int | None:
-        if self._device == "cpu":
-            return None
-        import torch
-
-        return int(getattr(torch.cuda, reading)())
-
-
-class _PhaseMemory:
-    """Peak device memory of each phase that has ended, in bytes, by the phase's name."""
-
-    def __init__(self, *, is_known: bool) -> None:
-        self.is_known = is_known  # not on a cpu
-        self.held: dict[str, int] = {}
-        self.tensors: dict[str, int] = {}
-
-    def reset(self) -> None:
-        """Forget the attempt before; the load's peak stays."""
-        for peaks in (self.held, self.tensors):
-            for phase in peaks.keys() - {Phase.LOADING.value}:
-                del peaks[phase]
-        if self.is_known:
-            import torch
-
-            torch.cuda.reset_peak_memory_stats()  # an attempt that failed has left its own
-
-    def phase_ended(self, phase: Phase) -> None:
-        """Waits for the device, so that no work of this phase counts, in time or memory, for the next."""
-        if not self.is_known:
-            return
-        import torch
-
-        torch.cuda.synchronize()
-        self.held[phase.value] = torch.cuda.max_memory_reserved()
-        self.tensors[phase.value] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-
-    def peak(self) -> int | None:
-        """Of the last attempt; None where unknown."""
-        return max((held for phase, held in self.held.items() if phase != Phase.LOADING.value), default=None)
 
 
 class _FiniteCount:
@@ -377,32 +310,6 @@ def _check_finite(latents: Any, progress: AttemptProgress) -> None:
         raise AttemptFailure(
             FailureClass.NAN, f"the latents of step {progress.steps_done + 1} are not finite; check the lane's dtype"
         )
-
-
-def _home(name: str, rung: dict[str, Any], device: Any) -> full_random.Home:
-    """Where full-random weights are made: on the device what stays there, on the host what a rung stores smaller or
-    streams, as a checkpoint read from disk would be.
-    """
-    import torch
-
-    is_streamed = "group_offload" in rung and name in STREAMED
-    is_cast = bool(rung.get("layerwise_fp8")) and name in DENOISERS
-    if not (is_streamed or is_cast):
-        return full_random.Home(device=device)
-    # page-locked at once, or streaming would make a second copy of tens of gigabytes
-    return full_random.Home(device=torch.device("cpu"), is_pinned=is_streamed and device.type == "cuda")
-
-
-def cap_memory(cap_gib: float) -> None:
-    """Torch may take so much of the device and no more: past it comes the error of a card that is full."""
-    import torch
-
-    total = torch.cuda.get_device_properties().total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, cap_gib * GIB / total))
-
-
-def _denoiser_name(pipe: Any) -> str:
-    return next(name for name in DENOISERS if getattr(pipe, name, None) is not None)
 
 
 def _method(pipe: Any, path: str) -> Callable[[], Any]:
