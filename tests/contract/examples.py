@@ -16,6 +16,7 @@ from screentest.records import (
     Completed,
     ControlEvent,
     Counts,
+    DeviceFault,
     DeviceProof,
     Dispatch,
     Drained,
@@ -218,7 +219,18 @@ PROOF = Proof(
     stamp=_stamp(5.5),
     method="nvml+proc",
 )
-NOT_CLEAN = replace(PROOF, kind=ProofKind.HANDOVER, clean=False, reason="the lock is held by pid 4242", method="proc")
+FAULT = DeviceFault(
+    host="local",
+    device="gpu-0",
+    gpu_uuid="GPU-5c1e6d0a",
+    xid=79,
+    cause="XID 79: GPU has fallen off the bus",
+    ends_attempts=True,
+    stamp=_stamp(29),
+)
+NOT_CLEAN = replace(
+    PROOF, kind=ProofKind.HANDOVER, clean=False, reason="the lock is held by pid 4242", method="proc", fault=FAULT
+)
 CLIP = Artifact(
     kind=ArtifactKind.CLIP,
     key=f"{SWEEP_ID}/clips/{LANE_ID}-{JOB_ID}-1-{'b' * 16}.mp4",
@@ -380,7 +392,7 @@ MESSAGES: dict[str, object] = {
     ),
     "sweep-restore-begun": _sweep_event(RestoreBegun(parts=2)),
     "sweep-restored": _sweep_event(SweepRestored(parts=2)),
-    "control-drained": _control_event(Drained(reason="the lock is held for 60 s", proof=NOT_CLEAN)),
+    "control-drained": _control_event(Drained(reason="the lock is held for 60 s", proof=NOT_CLEAN, fault=FAULT)),
     "control-undrained": _control_event(Undrained(by="ada")),
     "request-claim": RequestClaim(request_id="6d0c1c7e-request", content_sha256="c" * 64, sweep_id=SWEEP_ID),
     "dispatch": Dispatch(spec=RETRY, attempt=2, rung=1, admitted_sequence=2**40),

@@ -382,8 +382,28 @@ class Process:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceFault:
+    """Why a device is not to be used again before a person has looked at it; ``cause`` is one line for that person.
+
+    ``xid``: the driver's error number, None = the device was lost without one. ``ends_attempts``: what computes on
+    the device now cannot be trusted or cannot end by itself.
+    """
+
+    host: str
+    device: str
+    gpu_uuid: str | None
+    xid: int | None
+    cause: str
+    ends_attempts: bool
+    stamp: Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Proof:
-    """The state of one device at one moment, freshly read; ``method`` is "nvml+proc" or "proc"."""
+    """The state of one device at one moment, freshly read; ``method`` is "nvml+proc" or "proc".
+
+    ``fault``: the newest that telemetry knows of, looked at by a person or not; it does not decide ``clean``.
+    """
 
     kind: ProofKind
     clean: bool
@@ -393,6 +413,7 @@ class Proof:
     processes: tuple[Process, ...]
     stamp: Stamp
     method: str
+    fault: DeviceFault | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -597,8 +618,11 @@ class SweepEvent:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drained:
+    """``fault``: what telemetry reported, None = it was not proven clean for too long."""
+
     reason: str
     proof: Proof | None
+    fault: DeviceFault | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -691,8 +715,17 @@ class Preflight:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class EndAttempt:
+    """The device has failed: the attempt ends as gpu_fault, lost to the machine, and its runner goes."""
+
+    job_id: str
+    attempt: int
+    cause: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
-    body: Prepare | Retire | CancelAttempt | Preflight
+    body: Prepare | Retire | CancelAttempt | Preflight | EndAttempt
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -106,6 +106,11 @@ def device_facts(host: str, device: str) -> str:
     return f"device.{host}.{device}"
 
 
+def device_fault(host: str, device: str) -> str:
+    """Telemetry to the scheduler: a DeviceFault; answered when it is written down."""
+    return f"fault.{host}.{device}"
+
+
 def register_runner(host: str, device: str) -> str:
     """Worker to telemetry, before the runner opens the device: the Process that will hold it."""
     return f"register.{host}.{device}"

@@ -426,6 +426,7 @@ class Proof(_message.Message):
     PROCESSES_FIELD_NUMBER: _builtins.int
     STAMP_FIELD_NUMBER: _builtins.int
     METHOD_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     kind: Global___ProofKind.ValueType
     clean: _builtins.bool
     reason: _builtins.str
@@ -441,6 +442,10 @@ class Proof(_message.Message):
 
     @_builtins.property
     def stamp(self) -> Global___Stamp: ...
+    @_builtins.property
+    def fault(self) -> Global___DeviceFault:
+        """The newest fault of the device that telemetry knows of, looked at by a person or not; it does not decide `clean`."""
+
     def __init__(
         self,
         *,
@@ -452,14 +457,69 @@ class Proof(_message.Message):
         processes: _abc.Iterable[Global___Process] | None = ...,
         stamp: Global___Stamp | None = ...,
         method: _builtins.str = ...,
+        fault: Global___DeviceFault | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["stamp", b"stamp"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "fault", b"fault", "stamp", b"stamp"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clean", b"clean", "kind", b"kind", "lock_held", b"lock_held", "lock_holders", b"lock_holders", "method", b"method", "processes", b"processes", "reason", b"reason", "stamp", b"stamp"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "clean", b"clean", "fault", b"fault", "kind", b"kind", "lock_held", b"lock_held", "lock_holders", b"lock_holders", "method", b"method", "processes", b"processes", "reason", b"reason", "stamp", b"stamp"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
+    _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fault) -> _WhichOneofReturnType__fault | None: ...
 
 Global___Proof: _TypeAlias = Proof  # noqa: Y015
+
+@_typing.final
+class DeviceFault(_message.Message):
+    """fault.<host>.<device>, request/reply with the scheduler, repeated until it is answered: a device that is not to be
+    used again before a person has looked at it.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    GPU_UUID_FIELD_NUMBER: _builtins.int
+    XID_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    ENDS_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    STAMP_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    device: _builtins.str
+    gpu_uuid: _builtins.str
+    xid: _builtins.int
+    """The driver's error number; absent = the device was lost without one."""
+    cause: _builtins.str
+    """One line for a person: "XID 79: GPU has fallen off the bus"."""
+    ends_attempts: _builtins.bool
+    """true: what computes on the device now cannot be trusted or cannot end by itself."""
+    @_builtins.property
+    def stamp(self) -> Global___Stamp: ...
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        device: _builtins.str = ...,
+        gpu_uuid: _builtins.str | None = ...,
+        xid: _builtins.int | None = ...,
+        cause: _builtins.str = ...,
+        ends_attempts: _builtins.bool = ...,
+        stamp: Global___Stamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_uuid", b"_gpu_uuid", "_xid", b"_xid", "gpu_uuid", b"gpu_uuid", "stamp", b"stamp", "xid", b"xid"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_uuid", b"_gpu_uuid", "_xid", b"_xid", "cause", b"cause", "device", b"device", "ends_attempts", b"ends_attempts", "gpu_uuid", b"gpu_uuid", "host", b"host", "stamp", b"stamp", "xid", b"xid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu_uuid: _TypeAlias = _typing.Literal["gpu_uuid"]  # noqa: Y015
+    _WhichOneofArgType__gpu_uuid: _TypeAlias = _typing.Literal["_gpu_uuid", b"_gpu_uuid"]  # noqa: Y015
+    _WhichOneofReturnType__xid: _TypeAlias = _typing.Literal["xid"]  # noqa: Y015
+    _WhichOneofArgType__xid: _TypeAlias = _typing.Literal["_xid", b"_xid"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_uuid) -> _WhichOneofReturnType__gpu_uuid | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__xid) -> _WhichOneofReturnType__xid | None: ...
+
+Global___DeviceFault: _TypeAlias = DeviceFault  # noqa: Y015
 
 @_typing.final
 class ProofRequest(_message.Message):
@@ -1200,20 +1260,28 @@ class Drained(_message.Message):
 
     REASON_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
+    FAULT_FIELD_NUMBER: _builtins.int
     reason: _builtins.str
     @_builtins.property
     def proof(self) -> Global___Proof: ...
+    @_builtins.property
+    def fault(self) -> Global___DeviceFault:
+        """What telemetry reported; absent = drained because it was not proven clean."""
+
     def __init__(
         self,
         *,
         reason: _builtins.str = ...,
         proof: Global___Proof | None = ...,
+        fault: Global___DeviceFault | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "fault", b"fault", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["proof", b"proof", "reason", b"reason"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_fault", b"_fault", "fault", b"fault", "proof", b"proof", "reason", b"reason"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__fault: _TypeAlias = _typing.Literal["fault"]  # noqa: Y015
+    _WhichOneofArgType__fault: _TypeAlias = _typing.Literal["_fault", b"_fault"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__fault) -> _WhichOneofReturnType__fault | None: ...
 
 Global___Drained: _TypeAlias = Drained  # noqa: Y015
 
@@ -1563,6 +1631,33 @@ class Preflight(_message.Message):
 Global___Preflight: _TypeAlias = Preflight  # noqa: Y015
 
 @_typing.final
+class EndAttempt(_message.Message):
+    """The device has failed: the attempt ends as gpu_fault, lost to the machine, and its runner goes."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    ATTEMPT_FIELD_NUMBER: _builtins.int
+    CAUSE_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    attempt: _builtins.int
+    cause: _builtins.str
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        attempt: _builtins.int = ...,
+        cause: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "cause", b"cause", "job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EndAttempt: _TypeAlias = EndAttempt  # noqa: Y015
+
+@_typing.final
 class Command(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1570,6 +1665,7 @@ class Command(_message.Message):
     RETIRE_FIELD_NUMBER: _builtins.int
     CANCEL_ATTEMPT_FIELD_NUMBER: _builtins.int
     PREFLIGHT_FIELD_NUMBER: _builtins.int
+    END_ATTEMPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def prepare(self) -> Global___Prepare: ...
     @_builtins.property
@@ -1578,6 +1674,8 @@ class Command(_message.Message):
     def cancel_attempt(self) -> Global___CancelAttempt: ...
     @_builtins.property
     def preflight(self) -> Global___Preflight: ...
+    @_builtins.property
+    def end_attempt(self) -> Global___EndAttempt: ...
     def __init__(
         self,
         *,
@@ -1585,12 +1683,13 @@ class Command(_message.Message):
         retire: Global___Retire | None = ...,
         cancel_attempt: Global___CancelAttempt | None = ...,
         preflight: Global___Preflight | None = ...,
+        end_attempt: Global___EndAttempt | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel_attempt", b"cancel_attempt", "preflight", b"preflight", "prepare", b"prepare", "retire", b"retire"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel_attempt", b"cancel_attempt", "end_attempt", b"end_attempt", "preflight", b"preflight", "prepare", b"prepare", "retire", b"retire"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel_attempt", b"cancel_attempt", "preflight", b"preflight", "prepare", b"prepare", "retire", b"retire"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "cancel_attempt", b"cancel_attempt", "end_attempt", b"end_attempt", "preflight", b"preflight", "prepare", b"prepare", "retire", b"retire"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["prepare", "retire", "cancel_attempt", "preflight"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["prepare", "retire", "cancel_attempt", "preflight", "end_attempt"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
