@@ -202,6 +202,17 @@ def test_killed_pull_is_partial_and_the_next_one_goes_on(desk: Desk) -> None:
     assert (desk.models / WAN / WAN_WEIGHTS).read_bytes() == content
 
 
+def test_interrupted_pull_ends_at_once_and_says_that_nothing_is_lost(desk: Desk) -> None:
+    desk.hub.add(WAN_REPO, {**published(WAN), WAN_WEIGHTS: os.urandom(2 * PIECE_BYTES)})
+    desk.hub.go_on.clear()
+    with desk.start("pull", WAN) as pull:
+        wait_until(lambda: sum(part.stat().st_size for part in desk.models.rglob("*.part")) == PIECE_BYTES)
+        pull.send_signal(signal.SIGINT)
+        said, _ = pull.communicate(timeout=5)  # although the hub is silent
+    assert pull.returncode == 130
+    assert "interrupted; what has come is kept" in said and "Traceback" not in said
+
+
 def test_full_disk_is_refused_before_the_first_byte(desk: Desk) -> None:
     desk.hub.add(WAN_REPO, published(WAN), claimed_bytes={WAN_WEIGHTS: 2**60})
     status, said = desk.run("pull", WAN)

@@ -12,8 +12,8 @@ import json
 import os
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,29 +264,44 @@ def _gather(hub: Hub, plan: Plan, blobs: _Blobs, reusable: _Reusable) -> None:
 def _fetch_all(hub: Hub, missing: Sequence[WantedFile], blobs: _Blobs, shown: Shown) -> None:
     """Small files first: what is wrong with a repository shows before the large ones. The first error ends all."""
     halt = threading.Event()
+    waiting = deque(sorted(missing, key=lambda file: file.published.size))
+    errors: list[BaseException] = []
 
     def advance(size_bytes: int) -> None:
         if halt.is_set():
             raise _Halted
         shown.advance(size_bytes)
 
-    def fetch(file: WantedFile) -> None:
-        if halt.is_set():
-            raise _Halted
-        hub.fetch(file.source, file.published, blobs.part(file), advance)
-        blobs.accept(file)
-        shown.finish(file.path)
-
-    with ThreadPoolExecutor(CONNECTIONS) as executor:
-        futures = [executor.submit(fetch, file) for file in sorted(missing, key=lambda file: file.published.size)]
+    def work() -> None:
         try:
-            wait(futures, return_when=FIRST_EXCEPTION)
-        finally:  # also when a person interrupts: a thread ends at its next piece
+            while not halt.is_set() and (file := _next(waiting)) is not None:
+                hub.fetch(file.source, file.published, blobs.part(file), advance)
+                blobs.accept(file)
+                shown.finish(file.path)
+        except _Halted:
+            return
+        except BaseException as error:  # noqa: BLE001 - it belongs to the thread that waits
+            errors.append(error)
             halt.set()
-    errors = [error for future in futures if (error := future.exception()) is not None]
-    for error in errors:
-        if not isinstance(error, _Halted):
-            raise error
+
+    # Daemons: a person who interrupts does not wait for a connection that is silent.
+    threads = [threading.Thread(target=work, daemon=True) for _ in range(min(CONNECTIONS, len(waiting)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        halt.set()
+    if errors:
+        raise errors[0]
+
+
+def _next(waiting: deque[WantedFile]) -> WantedFile | None:
+    try:
+        return waiting.popleft()
+    except IndexError:
+        return None
 
 
 class _Halted(Exception):
