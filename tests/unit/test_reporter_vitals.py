@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from screentest.records import FailureClass, GpuInfo, GpuSample, HostSample, VitalsBatch
+from screentest.windows import Window
 from screentest_reporter import energy, vitals
-from screentest_reporter.vitals import Reading, Recording, Window
+from screentest_reporter.vitals import Reading, Recording
 from tests.made_sweeps import BOOT_ID, History, failure, plan, record, specs, stamp
 
 WINDOW = Window(boot_id=BOOT_ID, begin_ns=1000_000_000_000, end_ns=1010_000_000_000)

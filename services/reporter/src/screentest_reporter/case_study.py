@@ -14,7 +14,7 @@ from typing import Any
 
 import jinja2
 
-from screentest import table
+from screentest import table, windows
 from screentest.records import Job, LanePlan, SkippedLane, SweepRecord, Version, Weights
 from screentest_reporter import energy, narrative, vitals
 from screentest_reporter.model_table import Pictures, ReportRow, report_rows
@@ -103,7 +103,7 @@ def build(state: SweepState, material: Material, *, revision: int, published_at:
     counting = [state.jobs[row.row.job_id] for row in rows]
     recording = _recording(record, material.recordings)
     devices = [lane.device for lane in record.lanes]
-    summary = vitals.summarise(recording, vitals.sweep_windows(jobs), devices)
+    summary = vitals.summarise(recording, windows.sweep_windows(jobs), devices)
     total_wh = _total_wh(rows)
     return CaseStudy(
         record=record,

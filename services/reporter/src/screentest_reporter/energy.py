@@ -11,7 +11,8 @@ from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 
-from screentest_reporter.vitals import Reading, Window
+from screentest.windows import Window
+from screentest_reporter.vitals import Reading
 
 # Between two samples the power is taken as even; over a longer hole nobody knows.
 MAX_GAP_NS = 5_000_000_000

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from screentest import table
+from screentest import table, windows
 from screentest.records import ClipFacts, Job
 from screentest_reporter import energy, vitals
 from screentest_reporter.vitals import Recording
@@ -97,7 +97,7 @@ def clip_link(job: Job) -> ClipLink | None:
 def job_energy_wh(job: Job, recordings: Mapping[str, Recording]) -> float | None:
     """Of the deciding attempt, by the counter of the GPU it ran on. A stub driver's counter measures nothing."""
     index, recording = vitals.gpu_index(job.spec.device), recordings.get(job.spec.host)
-    window = vitals.attempt_window(job.attempts[-1]) if job.attempts else None
+    window = windows.attempt_window(job.attempts[-1]) if job.attempts else None
     if index is None or recording is None or window is None or recording.has_stub:
         return None
     return energy.used_wh(recording.gpus.get((window.boot_id, index), []), window)

@@ -1,7 +1,4 @@
-"""Vitals of a sweep: which samples belong to it, and what they come to. Pure.
-
-Attempts and samples are joined by boot id and boot clock, never by the wall clock, which may be set in between.
-"""
+"""Vitals of a sweep: which samples belong to it, and what they come to. Pure."""
 
 from __future__ import annotations
 
@@ -12,21 +9,13 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
-from screentest.records import Attempt, GpuSample, HostSample, Job, VitalsBatch
+from screentest.records import GpuSample, HostSample, Job, VitalsBatch
 from screentest.table import number_text
+from screentest.windows import Window, attempt_window, sweep_windows
 
 GIB = 2**30
 N = TypeVar("N", int, float)
 STUB_NOTE = "the driver calls itself a stub: its numbers are no measurements and are not shown"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Window:
-    """A stretch of one boot's clock."""
-
-    boot_id: str
-    begin_ns: int
-    end_ns: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,30 +91,6 @@ class Summary:
     peak_power_w: float | None = None
     peak_memory_bytes: int | None = None
     note: str = ""
-
-
-def attempt_window(attempt: Attempt) -> Window | None:
-    """None until it has started and ended within one boot."""
-    if attempt.started is None or attempt.ended is None or attempt.started.boot_id != attempt.ended.boot_id:
-        return None
-    return Window(
-        boot_id=attempt.started.boot_id,
-        begin_ns=attempt.started.boottime_ns,
-        end_ns=attempt.ended.boottime_ns,
-    )
-
-
-def sweep_windows(jobs: Iterable[Job]) -> tuple[Window, ...]:
-    """From the first start to the last end of an attempt, once per boot."""
-    by_boot: dict[str, list[Window]] = {}
-    for job in jobs:
-        for attempt in job.attempts:
-            if (window := attempt_window(attempt)) is not None:
-                by_boot.setdefault(window.boot_id, []).append(window)
-    return tuple(
-        Window(boot_id=boot, begin_ns=min(w.begin_ns for w in found), end_ns=max(w.end_ns for w in found))
-        for boot, found in by_boot.items()
-    )
 
 
 def gpu_index(device: str) -> int | None:
@@ -234,7 +199,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chart:
-    """The last boot in which attempts ran; ``note`` says when there were others."""
+    """The last sitting in which attempts ran; ``note`` says when there were others."""
 
     duration_s: float
     curves: tuple[Curve, ...]
@@ -262,9 +227,10 @@ def chart(recording: Recording, jobs: Sequence[Job], devices: Iterable[str], sta
         )
         for job, status in zip(jobs, statuses, strict=True)
         for attempt in job.attempts
-        if (found := attempt_window(attempt)) is not None and found.boot_id == window.boot_id
+        if (found := attempt_window(attempt)) is not None and window.covers(found)
     ]
-    note = "The host was rebooted during this sweep; the chart shows the time since." if len(windows) > 1 else ""
+    several = "The sweep ran in several sittings (a reboot, or a retry long after); the chart shows the last one."
+    note = several if len(windows) > 1 else ""
     return Chart(
         duration_s=(window.end_ns - window.begin_ns) / 1e9, curves=tuple(curves), spans=tuple(spans), note=note
     )
