@@ -36,6 +36,24 @@ def report_file(sweep_id: str, name: str) -> str:
     return f"{sweep_id}/report/{name}"
 
 
+ARCHIVES = "archives/"
+
+
+def sweep_archive(sweep_id: str) -> str:
+    """Prefix of a sweep's archive. Not below the sweep's own: who deletes its clips keeps its history."""
+    return f"{ARCHIVES}{sweep_id}/"
+
+
+def archive_manifest(sweep_id: str, number: int) -> str:
+    """Key of what is said about one part of the archive; the first one to write it wins."""
+    return f"{sweep_archive(sweep_id)}{number:04d}.json"
+
+
+def archive_part(sweep_id: str, number: int, sha256: str) -> str:
+    """Key of the messages of one part; it carries 16 hex of the content."""
+    return f"{sweep_archive(sweep_id)}{number:04d}-{sha256[:16]}.jsonl.gz"
+
+
 def content_type(kind: ArtifactKind) -> str:
     return _CONTENT_TYPE[kind]
 

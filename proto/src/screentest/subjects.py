@@ -120,6 +120,17 @@ def vitals(host: str) -> str:
     return f"vitals.{host}"
 
 
+def stream_of(subject: str) -> str:
+    """The stream that stores a subject: EVENTS, JOBS or VITALS."""
+    kind = subject.partition(".")[0]
+    return {"jobs": JOBS_STREAM, "vitals": VITALS_STREAM}.get(kind, EVENTS_STREAM)
+
+
+def restored_vitals(host: str, sweep_id: str) -> str:
+    """Vitals of one sweep as its archive had them: they are older than what stands before them in the stream."""
+    return f"vitals.{host}.{sweep_id}"
+
+
 def parse_job_events(subject: str) -> tuple[str, str, str] | None:
     """(sweep id, lane id, job id) of an ``events.`` subject, None for any other."""
     parts = subject.split(".")

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 
 import nats
 import nats.errors
@@ -65,22 +66,28 @@ class WrongLastSequence(Conflict):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Stored:
-    """One message of a stream."""
+    """One message of a stream. ``stored_at``: when the broker took it."""
 
     subject: str
     sequence: int
     event_id: str
     payload: bytes
+    headers: Mapping[str, str] = field(default_factory=dict)
+    stored_at: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Append:
-    """One guarded append; ``expected_sequence`` 0 = the subject must be empty."""
+    """One guarded append; ``expected_sequence`` 0 = the subject must be empty.
+
+    ``message_id``: by what the broker knows a second try; empty = the event id.
+    """
 
     subject: str
     payload: bytes
     expected_sequence: int
     event_id: str
+    message_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -326,7 +333,7 @@ class Bus:
             return int(ack.seq)
         except WrongLastSequence:
             # An earlier try of ours may have been written though its answer was lost.
-            last = await self.last(subjects.EVENTS_STREAM, append.subject)
+            last = await self.last(subjects.stream_of(append.subject), append.subject)
             if last is not None and last.event_id == append.event_id:
                 return last.sequence
             raise
@@ -357,12 +364,30 @@ class Bus:
             sequence=int(message.seq or 0),
             event_id=headers.get(EVENT_ID_HEADER, ""),
             payload=message.data or b"",
+            headers=headers,
+            stored_at=message.time,
         )
 
+    async def purge(self, stream: str, subject: str, *, before_sequence: int) -> None:
+        """Removes every message of a subject (or filter) that stands before a sequence.
+
+        Unavailable when the broker does not answer: then nobody knows, and purging again is harmless.
+        """
+        with _translated(f"purge of {subject}"):
+            await self._js.purge_stream(stream, subject=subject, seq=before_sequence)
+
     async def read(
-        self, stream: str, filters: Sequence[str], *, start_sequence: int = 1, follow: bool = False
+        self,
+        stream: str,
+        filters: Sequence[str],
+        *,
+        start_sequence: int = 1,
+        start_at: datetime | None = None,
+        follow: bool = False,
     ) -> AsyncGenerator[Stored, None]:
         """Messages in stream order from ``start_sequence``; ends at the present unless ``follow``.
+
+        ``start_at`` instead: from the first one that the broker took at that time or later.
 
         Ephemeral pull consumer without acks: the reader's pace is the only flow control. With ``follow`` it heals
         itself after a broker restart and goes on behind the last message it gave.
@@ -371,9 +396,11 @@ class Bus:
         while True:
             try:
                 # Closed with the reader: a consumer must not wait for the garbage collector to be deleted.
-                async with contextlib.aclosing(self._read_once(stream, filters, next_sequence, follow)) as messages:
+                async with contextlib.aclosing(
+                    self._read_once(stream, filters, next_sequence, start_at, follow)
+                ) as messages:
                     async for stored in messages:
-                        next_sequence = stored.sequence + 1
+                        next_sequence, start_at = stored.sequence + 1, None
                         yield stored
                 return
             except Unavailable as error:
@@ -383,14 +410,15 @@ class Bus:
                 await asyncio.sleep(1.0)
 
     async def _read_once(
-        self, stream: str, filters: Sequence[str], start_sequence: int, follow: bool
+        self, stream: str, filters: Sequence[str], start_sequence: int, start_at: datetime | None, follow: bool
     ) -> AsyncGenerator[Stored, None]:
         end = (await self.stream_state(stream)).last_sequence
         config = ConsumerConfig(
             filter_subjects=list(filters),
             ack_policy=AckPolicy.NONE,
-            deliver_policy=DeliverPolicy.BY_START_SEQUENCE,
-            opt_start_seq=max(1, start_sequence),
+            deliver_policy=DeliverPolicy.BY_START_TIME if start_at else DeliverPolicy.BY_START_SEQUENCE,
+            opt_start_seq=None if start_at else max(1, start_sequence),
+            opt_start_time=start_at,
             inactive_threshold=60.0,
             mem_storage=True,
         )
@@ -412,11 +440,14 @@ class Bus:
                     # What was on its way when a connection broke never comes again: without acks nobody misses it.
                     raise Unavailable(f"reading stopped: message {delivered} of {stream} was lost on its way")
                 seen, pending = metadata.sequence.stream, metadata.num_pending
+                headers = message.headers or {}
                 yield Stored(
                     subject=message.subject,
                     sequence=seen,
-                    event_id=(message.headers or {}).get(EVENT_ID_HEADER, ""),
+                    event_id=headers.get(EVENT_ID_HEADER, ""),
                     payload=message.data,
+                    headers=headers,
+                    stored_at=metadata.timestamp,
                 )
         finally:
             with contextlib.suppress(nats.errors.Error, TimeoutError, ScreentestError):
@@ -531,7 +562,7 @@ def _guard(append: Append) -> dict[str, str]:
     return {
         EXPECTED_SEQUENCE_HEADER: str(append.expected_sequence),
         EVENT_ID_HEADER: append.event_id,
-        Header.MSG_ID.value: append.event_id,
+        Header.MSG_ID.value: append.message_id or append.event_id,
     }
 
 

@@ -23,6 +23,8 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 60.0
 URL_LIFETIME = timedelta(hours=12)
+CONDITIONAL_PUT_LIFETIME = timedelta(minutes=15)
+PRECONDITION_FAILED = 412
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,8 +48,9 @@ class Store:
     ) -> None:
         self.url = url
         self.bucket = bucket
-        self._inner = _client(url, access_key, secret_key, region)
-        self._public = _client(public_url or url, access_key, secret_key, region)
+        self._http = _pool()
+        self._inner = _client(url, access_key, secret_key, region, self._http)
+        self._public = _client(public_url or url, access_key, secret_key, region, self._http)
 
     async def ensure_bucket(self) -> None:
         def ensure() -> None:
@@ -63,6 +66,21 @@ class Store:
             self._inner.put_object(self.bucket, key, io.BytesIO(data), len(data), content_type=content_type)
 
         await self._call(key, put)
+
+    async def put_new(self, key: str, data: bytes, content_type: str) -> bool:
+        """Writes one object if there is none; False when there was one, which stays as it is."""
+
+        def put() -> bool:
+            # minio's own put takes no condition: the same way a worker goes, by a signed URL.
+            url = self._inner.presigned_put_object(self.bucket, key, expires=CONDITIONAL_PUT_LIFETIME)
+            headers = {"If-None-Match": "*", "Content-Type": content_type, "Content-Length": str(len(data))}
+            response = self._http.request("PUT", url, body=data, headers=headers)
+            if response.status not in {200, 201, 204, PRECONDITION_FAILED}:
+                words = " ".join(response.data[:200].decode(errors="replace").split())
+                raise Unavailable(f"the depot at {self.url} refuses {key}: {response.status} {words}")
+            return response.status != PRECONDITION_FAILED
+
+        return await self._call(key, put)
 
     async def get(self, key: str) -> bytes:
         """The whole object; NotFound when it is not there."""
@@ -127,13 +145,16 @@ class Store:
         return Unavailable(f"the depot at {self.url} refuses {what}: {error.code} {error.message}")
 
 
-def _client(url: str, access_key: str, secret_key: SecretStr, region: str) -> Minio:
-    parts = urlsplit(url)
-    pool = urllib3.PoolManager(
+def _pool() -> urllib3.PoolManager:
+    return urllib3.PoolManager(
         timeout=urllib3.Timeout(connect=CONNECT_TIMEOUT_S, read=READ_TIMEOUT_S),
         maxsize=16,
         retries=urllib3.Retry(total=2, backoff_factor=0.2, status_forcelist=[500, 502, 503, 504]),
     )
+
+
+def _client(url: str, access_key: str, secret_key: SecretStr, region: str, pool: urllib3.PoolManager) -> Minio:
+    parts = urlsplit(url)
     # A region given here saves the client a request before it can sign anything.
     return Minio(
         parts.netloc,
