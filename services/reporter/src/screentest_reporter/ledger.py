@@ -11,7 +11,7 @@ import structlog
 from screentest import subjects, wire
 from screentest.errors import BadRequest
 from screentest.kit.bus import Bus, Stored
-from screentest.records import JobEvent, SweepEvent
+from screentest.records import JobEvent, SweepArchived, SweepEvent
 from screentest_reporter.sweeps import SweepState
 
 log = structlog.get_logger()
@@ -46,6 +46,8 @@ class Ledger:
         """Folds one event. Unavailable when a sweep must be read again and the broker is away."""
         sweep_id = stored.subject.split(".")[1]
         if sweep_id in self._closed:
+            if _is_farewell(stored):
+                return
             await self._reopen(sweep_id)
         state = self._states.setdefault(sweep_id, SweepState(sweep_id=sweep_id))
         if stored.sequence > state.last_sequence and apply(state, stored):
@@ -58,6 +60,8 @@ class Ledger:
             if not turn.is_new:
                 continue
             state = self._states[sweep_id]
+            if state.is_returning:
+                continue
             wait_s = turn.due_at(state.is_final) - now
             if wait_s <= 0:
                 turn.is_new = False
@@ -94,6 +98,16 @@ class Ledger:
         self._closed.discard(sweep_id)
         self._mark(sweep_id)
         log.info("sweep_reopened", sweep=sweep_id)
+
+
+def _is_farewell(stored: Stored) -> bool:
+    """Whether it says that the sweep's events leave the stream: there may be nothing left to read again."""
+    if not stored.subject.startswith("sweeps."):
+        return False
+    try:
+        return isinstance(wire.decode(stored.payload, SweepEvent).body, SweepArchived)
+    except BadRequest:
+        return False
 
 
 def apply(state: SweepState, stored: Stored) -> bool:

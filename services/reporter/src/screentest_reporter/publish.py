@@ -181,11 +181,13 @@ class Publisher:
         assert record is not None
         for host in dict.fromkeys(lane.host for lane in record.lanes):
             if host not in draft.tapes:
-                draft.tapes[host] = await tape.rewind(self._bus, host, record.submitted_at)
+                draft.tapes[host] = await tape.rewind(self._bus, host, state.sweep_id, record.submitted_at)
             await self._advance(draft.tapes[host], _last_end(state) if state.is_final else None)
 
     async def _advance(self, host_tape: Tape, until: Stamp | None) -> None:
         """To the present, and for a final report past ``until`` if telemetry gets there in time."""
+        if until is not None and _is_past(host_tape, until):
+            return  # what came later is of other sweeps, after a restore even of another machine
         deadline = asyncio.get_running_loop().time() + VITALS_WAIT_S
         await tape.advance(self._bus, host_tape)
         while until is not None and not _reaches(host_tape, until):
@@ -281,6 +283,12 @@ def _last_end(state: SweepState) -> Stamp | None:
         attempt.ended for job in state.jobs.values() for attempt in job.attempts if attempt.started and attempt.ended
     ]
     return max(ends, key=lambda stamp: stamp.at, default=None)
+
+
+def _is_past(host_tape: Tape, until: Stamp) -> bool:
+    """Whether it holds a batch of that boot that is later."""
+    newest = host_tape.recording.newest
+    return newest is not None and newest.stamp.boot_id == until.boot_id and _reaches(host_tape, until)
 
 
 def _reaches(host_tape: Tape, until: Stamp) -> bool:

@@ -11,12 +11,15 @@ from screentest.records import (
     Job,
     JobEvent,
     PrioritySet,
+    RestoreBegun,
     RetryRequested,
     Stamp,
     Started,
+    SweepArchived,
     SweepEvent,
     SweepPaused,
     SweepRecord,
+    SweepRestored,
     SweepSettled,
     SweepSubmitted,
 )
@@ -34,7 +37,8 @@ class Settlement:
 class SweepState:
     """Grows by ``apply``. ``runner_lanes``: (pid, start ticks) of every runner that started a job, to its lane's title.
 
-    ``last_sequence`` is the stream sequence of the newest event folded in.
+    ``last_sequence`` is the stream sequence of the newest event folded in. ``is_returning``: it is being written back
+    from its archive, and what there is of it so far is no state it ever was in.
     """
 
     sweep_id: str
@@ -43,6 +47,7 @@ class SweepState:
     settlement: Settlement | None = None
     runner_lanes: dict[ProcessKey, str] = field(default_factory=dict)
     last_sequence: int = 0
+    is_returning: bool = False
 
     @property
     def is_final(self) -> bool:
@@ -71,8 +76,16 @@ class SweepState:
 
     def apply_sweep_event(self, event: SweepEvent, sequence: int) -> bool:
         """Whether the report should show it."""
+        if isinstance(event.body, SweepArchived):
+            return False  # nothing of the report changes when its events leave the stream
         self.last_sequence = sequence
         match event.body:
+            case RestoreBegun():
+                self.is_returning = True
+                return False
+            case SweepRestored():
+                self.is_returning = False
+                return True
             case SweepSubmitted(record=record):
                 self.record = record
                 return True

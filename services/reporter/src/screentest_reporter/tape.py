@@ -28,10 +28,22 @@ class Tape:
     next_sequence: int
 
 
-async def rewind(bus: Bus, host: str, began_at: datetime) -> Tape:
-    """A tape that begins at the sweep's beginning, with nothing read yet."""
-    sequence = await _first_sequence(bus, subjects.vitals(host), began_at - MARGIN)
-    return Tape(recording=Recording(host=host), next_sequence=sequence)
+async def rewind(bus: Bus, host: str, sweep_id: str, began_at: datetime) -> Tape:
+    """A tape that begins at the sweep's beginning, with nothing read but what a restore wrote back of it."""
+    recording = await _restored(bus, host, sweep_id)
+    since = began_at - MARGIN if recording.newest is None else recording.newest.stamp.at + timedelta(microseconds=1)
+    return Tape(recording=recording, next_sequence=await _first_sequence(bus, subjects.vitals(host), since))
+
+
+async def _restored(bus: Bus, host: str, sweep_id: str) -> Recording:
+    recording = Recording(host=host)
+    filters = [subjects.restored_vitals(host, sweep_id)]
+    async with contextlib.aclosing(bus.read(subjects.VITALS_STREAM, filters)) as stored_batches:
+        async for stored in stored_batches:
+            batch = _decode(stored)
+            if batch is not None:
+                recording.add(batch)
+    return recording
 
 
 async def advance(bus: Bus, tape: Tape) -> None:

@@ -81,7 +81,8 @@ class Depot:
 
     async def report_file(self, sweep_id: str, name: str) -> tuple[Artifact, SignedUrl]:
         """One file of a sweep's published report."""
-        self._ledger.sweep(sweep_id)
+        if sweep_id not in self._ledger.archived:
+            self._ledger.sweep(sweep_id)
         name = name or "index.html"
         if not all(REPORT_NAME.fullmatch(part) for part in name.split("/")):
             raise BadRequest(f"{name!r} is no file of a report")

@@ -55,7 +55,7 @@ class Journal:
 
         Raises AlreadyExists when the same request id came with other content.
         """
-        stored = await self._bus.last(subjects.EVENTS_STREAM, _claim_subject(request_id))
+        stored = await self._bus.last(subjects.EVENTS_STREAM, claim_subject(request_id))
         if stored is None:
             return ""
         earlier = wire.decode(stored.payload, RequestClaim)
@@ -69,11 +69,11 @@ class Journal:
     async def claim(self, request_id: str, content_sha256: str, make_id: Callable[[int], str]) -> tuple[str, bool]:
         """(sweep id, whether it is new); ``make_id(collision)`` names it. AlreadyExists as in known_request."""
         collision = 0
-        while make_id(collision) in self._ledger.sweeps:
+        while self._ledger.is_taken(make_id(collision)):
             collision += 1
         claim = RequestClaim(request_id=request_id, content_sha256=content_sha256, sweep_id=make_id(collision))
         try:
-            await self._append(_claim_subject(request_id), wire.encode(claim), 0, clock.new_event_id())
+            await self._append(claim_subject(request_id), wire.encode(claim), 0, clock.new_event_id())
         except WrongLastSequence:  # the same request came twice at once, or again after a crash
             return await self.known_request(request_id, content_sha256), False
         return claim.sweep_id, True
@@ -231,7 +231,7 @@ class Journal:
         )
 
 
-def _claim_subject(request_id: str) -> str:
+def claim_subject(request_id: str) -> str:
     return subjects.request_claim(hashlib.sha256(request_id.encode()).hexdigest())
 
 

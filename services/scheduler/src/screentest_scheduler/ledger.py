@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import datetime
 
 from screentest import folding, subjects, wire
-from screentest.errors import NotFound
+from screentest.errors import NotFound, NotPossibleNow
 from screentest.kit.bus import Stored
 from screentest.records import (
     AttemptEnded,
@@ -19,11 +20,14 @@ from screentest.records import (
     JobState,
     Outcome,
     PrioritySet,
+    RestoreBegun,
     RetryRequested,
     Submitted,
+    SweepArchived,
     SweepEvent,
     SweepPaused,
     SweepRecord,
+    SweepRestored,
     SweepSettled,
     SweepSubmitted,
     Undrained,
@@ -36,19 +40,35 @@ from screentest_scheduler.transitions import Entry
 
 @dataclass(slots=True)
 class SweepState:
-    """One sweep. ``sequence`` is the last of its own subject. ``expected`` are all jobs it must have, by id."""
+    """One sweep. ``sequence`` is the last of its own subject. ``expected`` are all jobs it must have, by id.
+
+    ``changed_at``: when its own subject changed last; a settlement follows every end of a job. ``restored`` and
+    ``restored_sequence``: when it was written back from its archive, the event that says so.
+    """
 
     record: SweepRecord
     sequence: int
     expected: dict[str, JobSpec]
     is_paused: bool
     priority: int
+    changed_at: datetime
     settled: SweepSettled | None = None
+    restored: SweepRestored | None = None
+    restored_sequence: int = 0
     job_ids: list[str] = field(default_factory=list)
 
     @property
     def order(self) -> int:
         return int(self.record.submitted_at.timestamp() * 1e6)
+
+
+@dataclass(slots=True)
+class ArchivedSweep:
+    """A sweep of which only the archive has the jobs. ``must_purge``: its events may still be in the stream."""
+
+    body: SweepArchived
+    sequence: int
+    must_purge: bool
 
 
 @dataclass(slots=True)
@@ -64,8 +84,11 @@ class Ledger:
         self.sweeps: dict[str, SweepState] = {}
         self.jobs: dict[str, Entry] = {}
         self.devices: dict[tuple[str, str], DeviceState] = {}
+        self.archived: dict[str, ArchivedSweep] = {}
         self.winning_rungs = WinningRungs()
         self.sequence = 0
+        # Messages of sweeps that are being written back: they count when all of them are there.
+        self._returning: dict[str, list[Stored]] = {}
         self._open: dict[str, None] = {}  # jobs that are not terminal, in order
         self._active: dict[str, None] = {}  # those of them that are not simply queued
         self._expiring: dict[str, None] = {}  # those of them that end at a given time
@@ -74,9 +97,22 @@ class Ledger:
 
     def sweep(self, sweep_id: str) -> SweepState:
         found = self.sweeps.get(sweep_id)
+        if found is None and sweep_id in self._returning:
+            raise NotPossibleNow(
+                f"sweep {sweep_id} is being restored; if that stopped, `screentest restore {sweep_id}`"
+            )
+        if found is None and sweep_id in self.archived:
+            raise NotPossibleNow(
+                f"sweep {sweep_id} is in the archive only; `screentest restore {sweep_id}` brings it back"
+            )
         if found is None:
             raise NotFound(f"there is no sweep {sweep_id!r}; `screentest status` lists them")
         return found
+
+    def submitted_at(self) -> dict[str, datetime]:
+        """Of every sweep that a list shows, by id."""
+        archived = {sweep_id: sweep.body.record.submitted_at for sweep_id, sweep in self.archived.items()}
+        return archived | {sweep_id: sweep.record.submitted_at for sweep_id, sweep in self.sweeps.items()}
 
     def job(self, job_id: str) -> Entry:
         found = self.jobs.get(job_id)
@@ -102,6 +138,15 @@ class Ledger:
         """In the sweep's order, retries behind the cells they retry."""
         entries = [self.jobs[job_id] for job_id in self.sweep(sweep_id).job_ids]
         return sorted(entries, key=lambda entry: (entry.spec.ordinal, entry.spec.retry_index))
+
+    def last_sequence(self, sweep_id: str) -> int:
+        """Of the newest event of the sweep and all its jobs."""
+        sweep = self.sweep(sweep_id)
+        return max(sweep.sequence, *(self.jobs[job_id].sequence for job_id in sweep.job_ids), 0)
+
+    def is_taken(self, sweep_id: str) -> bool:
+        """Whether a sweep has this id, in the stream or in the archive."""
+        return sweep_id in self.sweeps or sweep_id in self.archived or sweep_id in self._returning
 
     def counts(self, sweep_id: str) -> Counts:
         return folding.count(self.jobs[job_id].state for job_id in self.sweep(sweep_id).job_ids)
@@ -140,6 +185,10 @@ class Ledger:
     def apply(self, stored: Stored) -> None:
         """One message of EVENTS, in stream order or by our own append just now; seen before = no change."""
         self.sequence = max(self.sequence, stored.sequence)
+        if not self._hold_back(stored):
+            self._apply(stored)
+
+    def _apply(self, stored: Stored) -> None:
         kind = stored.subject.partition(".")[0]
         if kind == "events":
             self.apply_job(wire.decode(stored.payload, JobEvent), stored.sequence)
@@ -147,6 +196,26 @@ class Ledger:
             self.apply_sweep(wire.decode(stored.payload, SweepEvent), stored.sequence)
         elif kind == "control":
             self.apply_control(wire.decode(stored.payload, ControlEvent), stored.sequence)
+
+    def _hold_back(self, stored: Stored) -> bool:
+        """Whether the message belongs to a restore that is not complete yet. The last one lets all of them count."""
+        kind, _, rest = stored.subject.partition(".")
+        sweep_id = rest.partition(".")[0]
+        if kind not in {"events", "sweeps"} or (kind == "events" and sweep_id not in self._returning):
+            return False
+        body = wire.decode(stored.payload, SweepEvent).body if kind == "sweeps" else None
+        if isinstance(body, RestoreBegun) and sweep_id not in self.sweeps:
+            self._returning.setdefault(sweep_id, [])
+            return True
+        held = self._returning.get(sweep_id)
+        if held is None:
+            return False
+        held.append(stored)
+        if isinstance(body, SweepRestored):
+            del self._returning[sweep_id]
+            for message in held:
+                self._apply(message)
+        return True
 
     def apply_job(self, event: JobEvent, sequence: int) -> None:
         entry = self.jobs.get(event.job_id)
@@ -169,12 +238,15 @@ class Ledger:
 
     def apply_sweep(self, event: SweepEvent, sequence: int) -> None:
         if isinstance(event.body, SweepSubmitted):
-            self._add_sweep(event.body.record, sequence)
+            self._add_sweep(event.body.record, event.stamp.at, sequence)
             return
         sweep = self.sweeps.get(event.sweep_id)
+        if isinstance(event.body, SweepArchived):
+            self._let_go(event.sweep_id, event.body, sequence)
+            return
         if sweep is None or sequence <= sweep.sequence:
             return
-        sweep.sequence = sequence
+        sweep.sequence, sweep.changed_at = sequence, event.stamp.at
         match event.body:
             case RetryRequested(spec=spec):
                 sweep.expected[spec.job_id] = spec
@@ -184,8 +256,10 @@ class Ledger:
                 sweep.is_paused = paused
             case PrioritySet(priority=priority):
                 sweep.priority = priority
-            case FindingEdited():
-                pass  # the reporter's business
+            case SweepRestored():
+                sweep.restored, sweep.restored_sequence = event.body, sequence
+            case FindingEdited() | RestoreBegun():
+                pass  # the reporter's business; and a second beginning changes nothing
 
     def apply_control(self, event: ControlEvent, sequence: int) -> None:
         device = self.devices.setdefault((event.host, event.device), DeviceState())
@@ -198,16 +272,32 @@ class Ledger:
             case Undrained():
                 device.drained_reason = ""
 
-    def _add_sweep(self, record: SweepRecord, sequence: int) -> None:
+    def _add_sweep(self, record: SweepRecord, changed_at: datetime, sequence: int) -> None:
         if record.sweep_id in self.sweeps:
             return
+        archived = self.archived.get(record.sweep_id)
+        if archived is not None and sequence <= archived.sequence:
+            return
+        self.archived.pop(record.sweep_id, None)
         self.sweeps[record.sweep_id] = SweepState(
             record=record,
             sequence=sequence,
             expected={spec.job_id: spec for spec in planning.jobs(record)},
             is_paused=record.spec.paused,
             priority=record.spec.priority,
+            changed_at=changed_at,
         )
+
+    def _let_go(self, sweep_id: str, body: SweepArchived, sequence: int) -> None:
+        known = self.archived.get(sweep_id)
+        sweep = self.sweeps.get(sweep_id)
+        if (known is not None and sequence <= known.sequence) or (sweep is not None and sequence <= sweep.sequence):
+            return
+        self.archived[sweep_id] = ArchivedSweep(body=body, sequence=sequence, must_purge=sweep is not None)
+        self.sweeps.pop(sweep_id, None)
+        for job_id in sweep.job_ids if sweep else ():
+            for index in (self.jobs, self._open, self._active, self._expiring):
+                index.pop(job_id, None)
 
     def _add(self, event: JobEvent, sequence: int) -> None:
         assert isinstance(event.body, Submitted)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from datetime import timedelta
 
 import structlog
 
 from screentest import lanes
 from screentest.kit import lifecycle, logging
+from screentest.kit.archive import Archive
 from screentest.kit.bus import Bus
 from screentest.kit.config import DepotSettings, read_secret
 from screentest.kit.store import Store
+from screentest_scheduler.archiver import Archiver
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.depot import Depot
 from screentest_scheduler.grpc_api import SchedulerApi, Server
@@ -53,6 +56,15 @@ async def _serve(
     conductor = Conductor(bus, store, ledger, journal, places, ack_wait_s=settings.ack_wait_s)
     await conductor.make_consumers(catalogue)
     await conductor.presence.listen(bus)
+    archiver = Archiver(
+        bus,
+        ledger,
+        journal,
+        Archive(store),
+        after=timedelta(seconds=settings.archive_after_s),
+        kept=timedelta(seconds=settings.archive_kept_s),
+        every_s=settings.archive_every_s,
+    )
     depot = Depot(store, ledger, journal)
     await depot.listen(bus)
     api = SchedulerApi(
@@ -71,7 +83,7 @@ async def _serve(
     await server.start()
     log.info("scheduler_started", address=settings.grpc_address, lanes=len(catalogue), devices=settings.devices)
     try:
-        await lifecycle.run_until(stopping, conductor.follow(), conductor.run())
+        await lifecycle.run_until(stopping, conductor.follow(), conductor.run(), archiver.run())
     finally:
         await server.stop()
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import field_validator
+from pydantic import Field, field_validator
 
 from screentest.kit.config import ServiceSettings
 from screentest.subjects import check_id
 
 
 class SchedulerSettings(ServiceSettings):
-    """``devices``: comma-separated devices of this host; ``grpc_token_file`` unset = no token asked (tests only)."""
+    """``devices``: comma-separated devices of this host; ``grpc_token_file`` unset = no token asked (tests only).
+
+    ``archive_after_s``: rest before a settled sweep, or a later vote or retry, is archived; the last vitals come along.
+    ``archive_kept_s``: how long an archived sweep stays in EVENTS after its last event; then its verified archive in
+    the depot is all there is of its jobs, and `screentest restore` brings them back. ``archive_every_s``: between two
+    looks for what is due.
+    """
 
     grpc_address: str = "127.0.0.1:50051"
     grpc_token_file: Path | None = None
@@ -20,6 +26,9 @@ class SchedulerSettings(ServiceSettings):
     devices: str = "cpu-0"
     ack_wait_s: float = 30.0
     heartbeat_s: float = 10.0
+    archive_after_s: float = Field(default=60.0, ge=0)
+    archive_kept_s: float = Field(default=30 * 24 * 3600.0, ge=0)
+    archive_every_s: float = Field(default=10.0, gt=0)
 
     @field_validator("devices")
     @classmethod

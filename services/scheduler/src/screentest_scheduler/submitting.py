@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from screentest import lanes, objects, subjects, wire
-from screentest.errors import BadRequest, Conflict, FieldViolation, NotPossibleNow, Unavailable
+from screentest.errors import AlreadyExists, BadRequest, Conflict, FieldViolation, NotPossibleNow, Unavailable
 from screentest.kit.bus import Bus
 from screentest.kit.store import Store
 from screentest.records import (
@@ -73,6 +73,11 @@ class Submitter:
         _check_request_id(request_id)
         content_sha256 = planning.content_sha256(spec)
         known = await self._journal.known_request(request_id, content_sha256)
+        if known in self._ledger.archived:
+            raise AlreadyExists(
+                f"request id {request_id!r} is sweep {known}, which is in the archive only; "
+                f"`screentest restore {known}` brings it back, a new request id submits it anew"
+            )
         if known and (known in self._ledger.sweeps or await self._journal.is_written(known)):
             await self._journal.write_missing_jobs(known)
             return self._own(known, request_id), False

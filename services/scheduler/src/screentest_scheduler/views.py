@@ -35,6 +35,13 @@ class Views:
         self._default_place = default_place
 
     def sweep(self, sweep_id: str, epoch: str) -> Sweep:
+        cursor = str(Cursor(epoch=epoch, sequence=self._ledger.sequence))
+        archived = self._ledger.archived.get(sweep_id)
+        if archived is not None:
+            body = archived.body
+            return Sweep(
+                record=body.record, counts=body.counts, over=True, settled=body.settled, cursor=cursor, archived=True
+            )
         state = self._ledger.sweep(sweep_id)
         over = self._ledger.is_over(sweep_id)
         settled = state.settled if over and state.settled and state.settled.jobs == len(state.expected) else None
@@ -43,12 +50,13 @@ class Views:
             counts=self._ledger.counts(sweep_id),
             over=over,
             settled=settled,
-            cursor=str(Cursor(epoch=epoch, sequence=self._ledger.sequence)),
+            cursor=cursor,
         )
 
     def sweeps(self, epoch: str, page_size: int, token: str) -> tuple[list[Sweep], str]:
-        """Newest first."""
-        ids = sorted(self._ledger.sweeps, key=lambda item: (-self._ledger.sweeps[item].order, item))
+        """Newest first; those that only the archive has among them."""
+        submitted_at = self._ledger.submitted_at()
+        ids = sorted(submitted_at, key=lambda item: (-submitted_at[item].timestamp(), item))
         page, next_token = page_of(ids, page_size, token)
         return [self.sweep(sweep_id, epoch) for sweep_id in page], next_token
 
