@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from screentest.errors import BadRequest, ScreentestError
-from screentest_ui import cli_fleet, cli_models, cli_stack, cli_sweeps
+from screentest_ui import cli_fleet, cli_models, cli_restore, cli_stack, cli_sweeps
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -37,6 +37,7 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("lanes", cli_fleet.lanes),
     ("gpus", cli_fleet.gpus),
     ("undrain", cli_fleet.undrain),
+    ("restore", cli_restore.restore),
 )
 
 _MODELS_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (

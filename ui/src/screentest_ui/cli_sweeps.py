@@ -310,11 +310,17 @@ def _show_sweep(client: Client, sweep_id: str, *, as_json: bool) -> None:
 def _sweep_line(sweep: Sweep) -> tuple[str, ...]:
     counts = sweep.counts
     bad = counts.failed + counts.refused + counts.cancelled
-    state = (
-        "over" if sweep.over else "paused" if sweep.record.spec.paused else "running" if counts.running else "queued"
-    )
+    state = "archived" if sweep.archived else _sweep_state(sweep)
     title = sweep.record.spec.title
     return (sweep.record.sweep_id, title, str(counts.total), str(counts.completed), str(bad), state)
+
+
+def _sweep_state(sweep: Sweep) -> str:
+    if sweep.over:
+        return "over"
+    if sweep.record.spec.paused:
+        return "paused"
+    return "running" if sweep.counts.running else "queued"
 
 
 def _verdict_line(verdict: LaneVerdict) -> tuple[str, ...]:
