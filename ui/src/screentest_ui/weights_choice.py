@@ -190,13 +190,16 @@ def _component_names(lane: Lane, is_assembled: bool, index: Mapping[str, Any]) -
     """The lane's components, and those that the pipeline's own index makes the loader look for."""
     names = list(lane.components)
     if not is_assembled:
-        names += [name for name, entry in index.items() if name not in lane.components and _is_component(entry)]
+        names += [name for name, entry in index.items() if name not in lane.components and _is_component(name, entry)]
     return tuple(names)
 
 
-def _is_component(entry: Any) -> bool:
-    """An index holds `[library, class]` for a component, `[null, null]` for one left out, scalars for settings."""
-    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(part, str) for part in entry)
+def _is_component(name: str, entry: Any) -> bool:
+    """An index holds `[library, class]` for a component, `[null, null]` for one left out, scalars for settings.
+
+    A name is an argument of the pipeline's class; a stranger's index must not name a folder outside of ours.
+    """
+    return name.isidentifier() and isinstance(entry, list) and [type(part) for part in entry] == [str, str]
 
 
 def _library(lane: Lane, name: str, index: Mapping[str, Any]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +31,8 @@ from screentest_ui.weights_choice import PublishedFile, Repository
 
 ANSWERS_WITHIN_S = 30.0
 KEPT = "what has come so far is kept, and the next pull goes on from there"
+
+_HEX = re.compile(r"[0-9a-f]+")
 
 OnBytes = Callable[[int], None]
 
@@ -165,11 +168,9 @@ class _Meter:
 
 
 def _published(repo: str, sibling: Any) -> PublishedFile:
-    if sibling.size is None or sibling.blob_id is None:
-        raise Unavailable(f"the hub lists {sibling.rfilename} of {repo} without size and id; try again later")
-    return PublishedFile(
-        path=sibling.rfilename,
-        size=sibling.size,
-        git_oid=sibling.blob_id,
-        sha256=sibling.lfs.sha256 if sibling.lfs is not None else None,
-    )
+    sha256 = sibling.lfs.sha256 if sibling.lfs is not None else None
+    # An id becomes a file name.
+    is_usable = sibling.size is not None and _HEX.fullmatch(sibling.blob_id or "") and _HEX.fullmatch(sha256 or "0")
+    if not is_usable:
+        raise Unavailable(f"the hub lists {sibling.rfilename} of {repo} without size or a usable id; try again later")
+    return PublishedFile(path=sibling.rfilename, size=sibling.size, git_oid=sibling.blob_id, sha256=sha256)
