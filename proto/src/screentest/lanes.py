@@ -23,7 +23,6 @@ Weights = Literal["hub", "miniature", "full-random"]
 Task = Literal["t2v", "i2v"]
 Device = Literal["gpu", "cpu", "remote"]
 DType = Literal["float32", "float16", "bfloat16"]
-Library = Literal["diffusers", "transformers"]
 
 # Our names for what a job may ask; a lane maps those it takes onto its pipeline's keywords.
 GENERIC_NAMES: Final = (
@@ -37,6 +36,8 @@ GENERIC_NAMES: Final = (
     "fps",
     "keyframe",
 )
+
+SIZE_NAMES: Final = ("width_px", "height_px")
 
 Number = int | float
 Value = str | int | float | bool
@@ -71,7 +72,8 @@ class Pipeline:
 
     adapter: a key of screentest_runner.adapters.ADAPTERS. dtype: component name, or `default`, to torch dtype.
     before_call: methods without arguments, dotted from the pipeline, called once after the load.
-    prompt_template: what the model wants around the prompt, with `{prompt}` in it.
+    prompt_template: what the model wants around the prompt, with `{prompt}` in it. init: arguments of the class that
+    are no components (`boundary_ratio`); weights whose model_index.json says otherwise are refused.
     """
 
     adapter: str
@@ -79,6 +81,7 @@ class Pipeline:
     dtype: Mapping[str, DType]
     before_call: tuple[str, ...] = ()
     prompt_template: str | None = None
+    init: Mapping[str, Value] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,10 +107,15 @@ class FrameRule:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Constraints:
-    """size_multiple_px: width and height must be multiples of it, and at least one of them long."""
+    """size_multiple_px: width and height must be multiples of it, and at least one of them long.
+
+    size_follows_keyframe: the pipeline takes no size, it makes the clip of the size of its keyframe. Every job has the
+    lane's own size then, and its keyframe is fitted to it.
+    """
 
     size_multiple_px: int
     frames: FrameRule
+    size_follows_keyframe: bool = False
 
     def nearest_px(self, length_px: int) -> int:
         """The legal width or height nearest to length_px; of two equally near ones the smaller."""
@@ -150,12 +158,13 @@ class Rung:
 class Component:
     """One part of the full-size pipeline.
 
-    config: its published architecture. miniature: the values that replace entries of config in the tiny random copy of
-    the same class. params: parameter count, None for parts without weights. index_class: the class that the published
+    library: as in model_index.json: `diffusers`, `transformers`, or the pipeline's own package (`ltx2`). config: its
+    published architecture. miniature: the values that replace entries of config in the tiny random copy of the same
+    class. params: parameter count, None for parts without weights. index_class: the class that the published
     model_index.json names, where that is not the class to use.
     """
 
-    library: Library
+    library: str
     class_name: str = field(metadata={"key": "class"})
     config: Mapping[str, Any] = field(default_factory=dict)
     miniature: Mapping[str, Any] = field(default_factory=dict)
@@ -175,8 +184,9 @@ class Miniature:
 class Lane:
     """One lane file. `content` is the parsed file itself: what the digest covers and what the runner gets.
 
-    parameters: generic name -> pipeline keyword; a generic name that is missing is not taken by this lane (`fps` is
-    always taken: where it is no keyword, it is the encoder's alone). call: keywords that every call passes.
+    parameters: generic name -> pipeline keyword, or `component.attribute` that is set for the call; a generic name
+    that is missing is not taken by this lane (`fps` is always taken: where it is no keyword, it is the encoder's
+    alone). call: keywords that every call passes. audio: `dropped` where the pipeline makes sound too; a clip has none.
     """
 
     id: str
@@ -195,6 +205,7 @@ class Lane:
     ladder: tuple[Rung, ...]
     components: Mapping[str, Component] = field(default_factory=dict)
     miniature: Miniature = Miniature()
+    audio: Literal["dropped"] | None = None
     content: Content = field(metadata={"key": None}, repr=False, compare=False)
 
     def takes(self, name: str) -> bool:
@@ -275,7 +286,8 @@ def _check_id(lane_id: Any, source: str) -> None:
 def _check(lane: Lane, source: str) -> None:
     """The rules that no single type can say."""
     _check_names(lane.parameters, GENERIC_NAMES, source, "parameters")
-    taken = (*lane.parameters, "fps")
+    _check_keywords(lane, source)
+    taken = (*lane.parameters, "fps", *(SIZE_NAMES if lane.constraints.size_follows_keyframe else ()))
     _check_names(lane.defaults, taken, source, "defaults")
     _check_names(lane.miniature.defaults, taken, source, "miniature.defaults")
     _require((lane.task == "i2v") == lane.takes("keyframe"), source, "parameters.keyframe", _KEYFRAME_RULE)
@@ -305,6 +317,23 @@ _ROOT_RULE: Final = "must be there exactly when model.base_repo is"
 _KEYFRAME_RULE: Final = "must be there exactly when task is 'i2v'"
 
 
+def _check_keywords(lane: Lane, source: str) -> None:
+    """A dotted keyword begins with a component, and a size that follows the keyframe is no keyword."""
+    for name, keyword in lane.parameters.items():
+        component, dot, _ = keyword.partition(".")
+        if dot and component not in lane.components:
+            raise BadRequest(f"{source}: parameters.{name}: {keyword!r}: there is no components.{component}")
+    for name in SIZE_NAMES:
+        _require(
+            lane.takes(name) != lane.constraints.size_follows_keyframe,
+            source,
+            f"parameters.{name}",
+            "must be there, unless constraints.size_follows_keyframe is true",
+        )
+    follows = lane.constraints.size_follows_keyframe
+    _require(not follows or lane.task == "i2v", source, "constraints.size_follows_keyframe", "wants the task 'i2v'")
+
+
 def _check_settings(lane: Lane, settings: Mapping[str, Value], source: str, where: str) -> None:
     frames = settings.get("num_frames")
     _require(
@@ -313,7 +342,7 @@ def _check_settings(lane: Lane, settings: Mapping[str, Value], source: str, wher
         f"{where}.num_frames",
         f"{frames!r} breaks the lane's own constraints.frames",
     )
-    for name in ("width_px", "height_px"):
+    for name in SIZE_NAMES:
         length = settings.get(name)
         _require(
             isinstance(length, int) and lane.constraints.nearest_px(length) == length,

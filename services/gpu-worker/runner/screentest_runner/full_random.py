@@ -44,17 +44,17 @@ def make_pipeline(
     """
     import torch
 
-    parts = {name: _make_empty(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
+    parts = {name: make_empty(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
     models = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
     for name, model in models.items():  # all, before tens of gigabytes are filled in vain
         _check_count(lane["id"], name, model, lane["components"][name].get("params"))
     generator = torch.Generator(device).manual_seed(miniature.SEED)
     for name, model in models.items():
         _fill(model.eval(), dtype_of(name), home_of(name), generator)
-    return pipeline_class(**parts)
+    return pipeline_class(**parts, **lane["pipeline"].get("init", {}))
 
 
-def _make_empty(name: str, part: Mapping[str, Any], lane: dict[str, Any], pipeline_class: type) -> Any:
+def make_empty(name: str, part: Mapping[str, Any], lane: dict[str, Any], pipeline_class: type) -> Any:
     """One component: parameters on the meta device, buffers (rope tables, sigmas) computed as always."""
     from accelerate import init_empty_weights
 
@@ -78,11 +78,16 @@ def token_ids(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _check_count(lane_id: str, name: str, model: Any, expected: int | None) -> None:
-    """expected: None when the lane file does not say. A shared parameter counts once for each of its names, because
-    whether T5's two embeddings are shared differs between releases of transformers 5.
+def count_parameters(model: Any) -> int:
+    """A shared parameter counts once for each of its names, because whether T5's two embeddings are shared differs
+    between releases of transformers 5.
     """
-    found = sum(parameter.numel() for _, parameter in model.named_parameters(remove_duplicate=False))
+    return sum(parameter.numel() for _, parameter in model.named_parameters(remove_duplicate=False))
+
+
+def _check_count(lane_id: str, name: str, model: Any, expected: int | None) -> None:
+    """expected: None when the lane file does not say."""
+    found = count_parameters(model)
     if expected is not None and found != expected:
         raise AttemptFailure(
             FailureClass.LAYOUT,

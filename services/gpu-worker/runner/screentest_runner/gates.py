@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,30 @@ def check_channels(pipeline: Any, denoiser: str, expected: int | None) -> None:
     Text-to-video weights in an image-to-video lane load without complaint and fail at the first step, after the prompt
     and the keyframe were encoded. expected: None when the lane file does not say.
     """
+    if expected is None:
+        return
     found = getattr(pipeline, denoiser).config.in_channels
-    if expected is not None and found != expected:
+    if found != expected:
         raise AttemptFailure(
             FailureClass.CHANNELS,
             f"the {denoiser} of these weights takes {found} channels, components.{denoiser}.config says {expected}; "
             "they belong to another kind of pipeline",
         )
+
+
+def check_init(pipeline: Any, expected: Mapping[str, Any]) -> None:
+    """The pipeline was made with the arguments that the lane file names. Raises AttemptFailure(layout).
+
+    Without boundary_ratio, Wan 2.2 A14B would run its high-noise half alone, to a clip that looks like a bad model's.
+    """
+    for name, value in expected.items():
+        found = pipeline.config.get(name)
+        if found != value:
+            raise AttemptFailure(
+                FailureClass.LAYOUT,
+                f"model_index.json of these weights says {name} = {found!r}, pipeline.init of the lane says {value!r}; "
+                "they belong to another kind of pipeline",
+            )
 
 
 def check_tokenizers(pipeline: Any, folder: Path) -> None:

@@ -19,7 +19,8 @@ from screentest_runner.protocol import FailureClass
 from screentest_runner.tiny_tokenizers import MAKERS
 
 SEED = 20260508  # every machine makes the same weights
-IMAGE_PROCESSORS = ("CLIPImageProcessor", "CLIPProcessor")
+INIT_STD = 0.02  # what diffusers and transformers take
+LIBRARIES = ("diffusers", "transformers")
 
 
 def cached(lane: dict[str, Any], cache_dir: Path, versions: Mapping[str, str]) -> Path:
@@ -60,7 +61,7 @@ def _save(lane: dict[str, Any], folder: Path) -> None:
 
     pipeline_class = getattr(diffusers, lane["pipeline"]["class"])
     parts = _make_components(lane, pipeline_class)
-    pipeline = pipeline_class(**parts)
+    pipeline = pipeline_class(**parts, **lane["pipeline"].get("init", {}))
     variant = lane["model"].get("variant")
     if "base_repo" in lane["model"]:
         parts["transformer"].save_pretrained(folder / "model", variant=variant)
@@ -73,29 +74,42 @@ def _make_components(lane: dict[str, Any], pipeline_class: type) -> dict[str, An
     import torch
 
     torch.manual_seed(SEED)
-    return {name: make(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
+    parts = {name: make(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
+    for part in parts.values():
+        if isinstance(part, torch.nn.Module):
+            _wake(part)
+    return parts
+
+
+def _wake(model: Any) -> None:
+    """Give values to the weights that training begins with at zero (the modulation of Kandinsky's blocks): through
+    zeros no prompt reaches the clip.
+    """
+    import torch
+
+    for weight in model.parameters():
+        if weight.ndim > 1 and not weight.any():
+            torch.nn.init.normal_(weight, std=INIT_STD)
 
 
 def make(name: str, part: Mapping[str, Any], lane: dict[str, Any], pipeline_class: type) -> Any:
     """One component: its `config` with the values of its `miniature` table."""
     config = merged(part.get("config", {}), part.get("miniature", {}))
-    class_name = part["class"]
-    if class_name in MAKERS:
-        return MAKERS[class_name](pipeline_class)
-    if class_name in IMAGE_PROCESSORS:
-        return _make_image_processor(class_name, config, pipeline_class)
+    published = part.get("index_class", part["class"])
+    if published in MAKERS:
+        return MAKERS[published](pipeline_class)
     kind = component_class(part, name, lane["id"])
-    if part["library"] == "diffusers":
-        return kind(**config)  # a model or a scheduler
+    if part["class"] == "CLIPProcessor":
+        return _make_clip_processor(config, pipeline_class)
+    if part["library"] != "transformers" or part["class"].endswith("ImageProcessor"):
+        return kind(**config)  # of diffusers: a model, a scheduler or a guider
     return kind(kind.config_class(**config)).eval()
 
 
-def _make_image_processor(class_name: str, config: dict[str, Any], pipeline_class: type) -> Any:
+def _make_clip_processor(config: dict[str, Any], pipeline_class: type) -> Any:
     import transformers
 
     images = transformers.CLIPImageProcessor(**config)
-    if class_name == "CLIPImageProcessor":
-        return images
     return transformers.CLIPProcessor(images, MAKERS["CLIPTokenizer"](pipeline_class))
 
 
@@ -103,13 +117,15 @@ def component_class(part: Mapping[str, Any], name: str, lane_id: str) -> Any:
     """The class that a component's table names. Raises AttemptFailure(layout) when the library has none such."""
     import importlib
 
-    kind = getattr(importlib.import_module(part["library"]), part["class"], None)
-    if kind is None:
+    library = part["library"]
+    module = library if library in LIBRARIES else f"diffusers.pipelines.{library}"
+    try:
+        return getattr(importlib.import_module(module), part["class"])
+    except (ModuleNotFoundError, AttributeError):
         raise AttemptFailure(
             FailureClass.LAYOUT,
-            f"lane {lane_id!r}: components.{name}: {part['library']} has no class {part['class']!r}",
-        )
-    return kind
+            f"lane {lane_id!r}: components.{name}: {library} has no class {part['class']!r}",
+        ) from None
 
 
 def merged(base: Mapping[str, Any], override: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +148,8 @@ def _write_published_classes(lane: dict[str, Any], folder: Path) -> None:
         index_class = part.get("index_class", part["class"])
         index[name] = [part["library"], index_class]
         tokenizer_config = folder / name / "tokenizer_config.json"
-        if "index_class" in part and tokenizer_config.is_file():
+        is_tokenizer = index_class.endswith(("Tokenizer", "TokenizerFast"))  # a processor has files of its own
+        if "index_class" in part and is_tokenizer and tokenizer_config.is_file():
             content = json.loads(tokenizer_config.read_text())
             tokenizer_config.write_text(json.dumps({**content, "tokenizer_class": index_class}, indent=2))
     index_path.write_text(json.dumps(index, indent=2))

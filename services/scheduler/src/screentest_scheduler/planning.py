@@ -149,9 +149,10 @@ def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], 
     marks: list[Mark] = []
     for name, value in _asked(spec.requested):
         if not lane.takes(name):
-            if fixed.get(name) != value:
+            own = fixed.get(name, settings.get(name, "none"))
+            if own != value:
                 reason = f"{lane.title} takes no {name}"
-                marks.append(_mark(MarkKind.DROPPED, name, value, fixed.get(name, "none"), reason))
+                marks.append(_mark(MarkKind.DROPPED, name, value, own, reason))
             continue
         effective, reason = _legal(lane, name, value, settings)
         settings[name] = effective
@@ -162,6 +163,8 @@ def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], 
             marks.append(_mark(MarkKind.RENAMED, name, value, f"{keyword}={value}", f"{lane.title} calls it {keyword}"))
     if not lane.takes("prompt"):
         marks.append(_mark(MarkKind.DROPPED, "prompt", "given", "none", f"{lane.title} takes no prompt"))
+    if lane.audio == "dropped":
+        marks.append(_mark(MarkKind.DROPPED, "audio", "made", "none", f"{lane.title} makes sound too; a clip has none"))
     return settings, tuple(marks)
 
 

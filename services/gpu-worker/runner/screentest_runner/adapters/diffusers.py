@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import inspect
+import json
 import operator
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from pathlib import Path
@@ -16,7 +18,7 @@ from screentest_runner import full_random, gates, miniature
 from screentest_runner.adapters import placement
 from screentest_runner.adapters.device_memory import PhaseMemory, cap_memory
 from screentest_runner.failures import AttemptFailure
-from screentest_runner.frames import Clip
+from screentest_runner.frames import Clip, check_shape
 from screentest_runner.keyframe import read_keyframe
 from screentest_runner.progress import AttemptProgress
 from screentest_runner.protocol import FailureClass, Generate, Load, Phase
@@ -40,6 +42,7 @@ class DiffusersAdapter:
     def __init__(self, lane: dict[str, Any]) -> None:
         self.lane = lane
         self._pipe: Any = None
+        self._is_miniature = False
         self._progress: AttemptProgress | None = None
         self._decoded = _FiniteCount()
         self._memory = PhaseMemory(is_known=False)
@@ -81,14 +84,15 @@ class DiffusersAdapter:
             cap_memory(load.memory_cap_gib)
         pipe, build_s = self._weights(load, torch.device(device))
         pipe.set_progress_bar_config(disable=True)
-        denoiser = placement.denoiser_names(pipe)[0]
-        gates.check_channels(pipe, denoiser, self.lane["components"][denoiser]["config"].get("in_channels"))
+        for denoiser in placement.denoiser_names(pipe):
+            gates.check_channels(pipe, denoiser, self.lane["components"][denoiser]["config"].get("in_channels"))
+        gates.check_init(pipe, self.lane["pipeline"].get("init", {}))
         gates.check_text_encoders(pipe)
         placement.place(pipe, load.rung, torch.device(device), self.dtype_of)
         for path in self.lane["pipeline"].get("before_call", []):
             _method(pipe, path)()
         self._watch(pipe)
-        self._pipe = pipe
+        self._pipe, self._is_miniature = pipe, load.weights == "miniature"
         self._memory.phase_ended(Phase.LOADING)
         return build_s
 
@@ -151,15 +155,20 @@ class DiffusersAdapter:
     def from_folder(self, folder: Path, **parts: Any) -> Any:
         """from_pretrained, offline and of safetensors only; `parts` replace components of the folder."""
         gates.check_folder(folder)
-        return self.pipeline_class().from_pretrained(
+        explicit = self._explicit_parts(folder)
+        # from_pretrained refuses a tokenizer where model_index.json names a processor
+        later = {name: part for name, part in explicit.items() if self._stands_for_processor(name)}
+        given = explicit | parts | dict.fromkeys([*self._unnamed_parts(folder), *later])
+        pipe = self.pipeline_class().from_pretrained(
             folder,
             dtype=self.dtypes(),
             variant=self.lane["model"].get("variant"),
             use_safetensors=True,
             local_files_only=True,
-            **self._explicit_parts(folder),
-            **parts,
+            **given,
         )
+        pipe.register_modules(**later)
+        return pipe
 
     def dtypes(self) -> dict[str, Any]:
         """Component name, or `default`, to torch dtype."""
@@ -170,6 +179,19 @@ class DiffusersAdapter:
     def dtype_of(self, component: str) -> Any:
         dtypes = self.dtypes()
         return dtypes.get(component, dtypes["default"])
+
+    def _stands_for_processor(self, name: str) -> bool:
+        """Whether the tokenizer of a processor is used, because the pipeline gives it text alone."""
+        part = self.lane["components"][name]
+        return part["index_class"].endswith("Processor") and "Tokenizer" in part["class"]
+
+    def _unnamed_parts(self, folder: Path) -> set[str]:
+        """The components of model_index.json that the lane does not name: they stay on the disk (LTX-2's prompt
+        enhancer needs libraries of its own).
+        """
+        index = json.loads((folder / "model_index.json").read_text())
+        found = {name for name, value in index.items() if isinstance(value, list) and value[1] is not None}
+        return found - self.lane["components"].keys()
 
     def _explicit_parts(self, folder: Path) -> dict[str, Any]:
         """The components whose class in model_index.json is not the one to use."""
@@ -197,11 +219,18 @@ class DiffusersAdapter:
             raise AttemptFailure(
                 FailureClass.NAN, f"{1 - fraction:.2%} of the decoded values are not finite; the clip would be black"
             )
-        return Clip(pixels=to_uint8(video), finite_fraction=fraction)
+        clip = Clip(pixels=to_uint8(video), finite_fraction=fraction)
+        width_px, height_px = self.size_px(generate)  # the call names no size where the keyframe decides it
+        check_shape(clip, frames=None, height_px=height_px, width_px=width_px)
+        return clip
 
     def _call(self, generate: Generate, progress: AttemptProgress) -> Any:
         """The pipeline's video, (T, C, H, W) floats in 0..1 on the device."""
         arguments = self.arguments(generate)
+        with set_attributes(self._pipe, attributes_of(generate.call)):
+            return self._video(arguments, progress)
+
+    def _video(self, arguments: dict[str, Any], progress: AttemptProgress) -> Any:
         if "callback_on_step_end" in inspect.signature(self._pipe.__call__).parameters:
             arguments["callback_on_step_end"] = _step_callback(progress)
             return self._pipe(**arguments).frames[0]
@@ -209,14 +238,17 @@ class DiffusersAdapter:
             return self._pipe(**arguments).frames[0]
 
     def arguments(self, generate: Generate) -> dict[str, Any]:
-        """The pipeline's keyword arguments, without the callback. Raises AttemptFailure(bad_kwargs)."""
+        """The pipeline's keyword arguments, without the callback and without what is set as an attribute.
+
+        Raises AttemptFailure(bad_kwargs).
+        """
         import torch
 
         taken = inspect.signature(self._pipe.__call__).parameters
-        arguments = dict(generate.call)
+        arguments = {keyword: value for keyword, value in generate.call.items() if "." not in keyword}
         if generate.keyframe_path is not None:
             keyword = self.lane["parameters"]["keyframe"]
-            width_px, height_px = (arguments[self.lane["parameters"][name]] for name in ("width_px", "height_px"))
+            width_px, height_px = self.size_px(generate)
             arguments[keyword] = read_keyframe(Path(generate.keyframe_path), width_px, height_px)
         if unknown := sorted(arguments.keys() - taken.keys()):
             raise AttemptFailure(
@@ -225,6 +257,16 @@ class DiffusersAdapter:
             )
         return arguments | {"generator": torch.Generator("cpu").manual_seed(generate.seed), "output_type": "pt"}
 
+    def size_px(self, generate: Generate) -> tuple[int, int]:
+        """Width and height of the clip: what the call says, or the lane's own where the keyframe decides it."""
+        smaller = self.lane["miniature"]["defaults"] if self._is_miniature else {}
+        own = {**self.lane["defaults"], **smaller}
+        keywords = self.lane["parameters"]
+        width_px, height_px = (
+            generate.call[keywords[name]] if name in keywords else own[name] for name in ("width_px", "height_px")
+        )
+        return int(width_px), int(height_px)
+
     def _watch(self, pipe: Any) -> None:
         """Tell the running attempt when the first denoising begins, and look at everything the VAE decodes."""
 
@@ -232,7 +274,8 @@ class DiffusersAdapter:
             if self._progress is not None:
                 self._progress.enter(Phase.DENOISING)
 
-        getattr(pipe, placement.denoiser_names(pipe)[0]).register_forward_pre_hook(before_denoiser)
+        for name in placement.denoiser_names(pipe):
+            getattr(pipe, name).register_forward_pre_hook(before_denoiser)
         decode = pipe.vae.decode
 
         def watched_decode(*arguments: Any, **keywords: Any) -> Any:
@@ -310,6 +353,34 @@ def _check_finite(latents: Any, progress: AttemptProgress) -> None:
         raise AttemptFailure(
             FailureClass.NAN, f"the latents of step {progress.steps_done + 1} are not finite; check the lane's dtype"
         )
+
+
+def attributes_of(call: dict[str, Any]) -> dict[str, Any]:
+    """What a call sets as `component.attribute` instead of passing it (`guider.guidance_scale`)."""
+    return {path: value for path, value in call.items() if "." in path}
+
+
+@contextmanager
+def set_attributes(pipe: Any, attributes: dict[str, Any]) -> Iterator[None]:
+    """The pipeline with these values, by dotted path, and as it was afterwards: a warm runner carries none of them to
+    its next call. Raises AttemptFailure(bad_kwargs) for an attribute that is not there.
+    """
+    before: dict[str, Any] = {}
+    try:
+        for path, value in attributes.items():
+            owner, _, name = path.rpartition(".")
+            try:
+                before[path] = operator.attrgetter(path)(pipe)
+            except AttributeError:
+                raise AttemptFailure(
+                    FailureClass.BAD_KWARGS, f"{type(pipe).__name__} has no {path}; change [parameters]"
+                ) from None
+            setattr(operator.attrgetter(owner)(pipe), name, value)
+        yield
+    finally:
+        for path, value in before.items():
+            owner, _, name = path.rpartition(".")
+            setattr(operator.attrgetter(owner)(pipe), name, value)
 
 
 def _method(pipe: Any, path: str) -> Callable[[], Any]:
