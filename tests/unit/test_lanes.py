@@ -25,6 +25,13 @@ TITLES = {
     "skyreels-v2-i2v-14b-540p": "SkyReels V2 I2V 14B 540P",
     "stable-video-diffusion-xt": "Stable Video Diffusion XT",
 }
+NEXT_TITLES = {
+    "wan2-2-ti2v-5b": "Wan 2.2 TI2V 5B",
+    "wan2-2-t2v-a14b": "Wan 2.2 T2V A14B",
+    "hunyuanvideo-1-5-t2v": "HunyuanVideo 1.5 T2V",
+    "hunyuanvideo-1-5-i2v": "HunyuanVideo 1.5 I2V",
+    "kandinsky-5-t2v-lite": "Kandinsky 5.0 T2V Lite",
+}
 DEMO_FRAMES = 25  # what the demo sweep asks of every lane
 
 
@@ -40,16 +47,25 @@ def refusal(content: dict[str, Any]) -> str:
     return str(caught.value)
 
 
-def test_the_ten_lanes_and_two_stubs_load_with_the_titles_of_the_case_study() -> None:
+def test_the_ten_lanes_of_the_case_study_the_next_ones_and_two_stubs_load() -> None:
     lanes = load_lanes(LANES)
-    assert {lane.id: lane.title for lane in lanes.values() if lane.env != "stub"} == TITLES
+    assert {lane.id: lane.title for lane in lanes.values() if lane.env != "stub"} == TITLES | NEXT_TITLES
     assert sorted(lane.id for lane in lanes.values() if lane.env == "stub") == ["stub", "stub-i2v"]
 
 
 def test_half_of_the_ten_lanes_take_a_keyframe() -> None:
-    lanes = [lane for lane in load_lanes(LANES).values() if lane.env != "stub"]
-    assert sum(lane.task == "i2v" for lane in lanes) == 5
-    assert all((lane.task == "i2v") == lane.takes("keyframe") for lane in lanes)
+    lanes = load_lanes(LANES)
+    assert sum(lanes[lane_id].task == "i2v" for lane_id in TITLES) == 5
+    assert all((lane.task == "i2v") == lane.takes("keyframe") for lane in lanes.values())
+
+
+@pytest.mark.parametrize("lane_id", [*TITLES, *NEXT_TITLES])
+def test_parameters_and_weights_are_the_sum_of_the_components(lane_id: str) -> None:
+    lane = load_lane(LANES / f"{lane_id}.toml")
+    assert lane.model is not None
+    total = sum(component.params or 0 for component in lane.components.values())
+    assert lane.model.parameters_b == pytest.approx(total / 1e9, abs=0.01)
+    assert lane.model.weights_gib_16bit == pytest.approx(total * 2 / 2**30, abs=0.1)
 
 
 def test_the_frame_count_of_the_demo_is_legal_in_every_lane() -> None:
@@ -128,6 +144,23 @@ def test_default_that_breaks_the_lanes_own_rule_is_an_error(content: dict[str, A
 def test_image_lane_without_a_keyframe_keyword_is_an_error(content: dict[str, Any]) -> None:
     content["task"] = "i2v"
     assert "parameters.keyframe" in refusal(content)
+
+
+def test_dotted_keyword_must_begin_with_a_component(content: dict[str, Any]) -> None:
+    content["parameters"]["guidance_scale"] = "guider.guidance_scale"
+    assert "parameters.guidance_scale: 'guider.guidance_scale': there is no components.guider" in refusal(content)
+
+
+def test_size_is_a_keyword_or_follows_the_keyframe_but_not_both(content: dict[str, Any]) -> None:
+    del content["parameters"]["width_px"]
+    assert "parameters.width_px: must be there, unless constraints.size_follows_keyframe is true" in refusal(content)
+    del content["parameters"]["height_px"]
+    content["constraints"]["size_follows_keyframe"] = True
+    assert "constraints.size_follows_keyframe: wants the task 'i2v'" in refusal(content)
+    content["task"], content["parameters"]["keyframe"] = "i2v", "image"
+    lane = from_json(content, "some.toml")
+    assert not lane.takes("width_px")
+    assert lane.defaults["width_px"] == 832
 
 
 def test_ladder_must_begin_resident(content: dict[str, Any]) -> None:

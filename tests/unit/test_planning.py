@@ -496,6 +496,9 @@ def test_no_legal_value_is_nearer_than_the_chosen_one(lane_id: str, frames: int,
     constraints = LANES[lane_id].constraints
     nearer = abs(lane.num_frames - frames)
     assert not any(constraints.frames.is_legal(count) for count in range(frames - nearer + 1, frames + nearer))
+    if constraints.size_follows_keyframe:
+        assert lane.width_px == LANES[lane_id].defaults_for("miniature")["width_px"]
+        return
     nearer = abs(lane.width_px - width_px)
     multiple = constraints.size_multiple_px
     others = range(max(1, width_px - nearer + 1), width_px + nearer)
