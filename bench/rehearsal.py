@@ -300,8 +300,7 @@ def _side_by_side() -> int:
 
         return SideBySide
 
-    for name in ("diffusers", "skyreels_v1"):
-        adapters.ADAPTERS[name] = with_bare(adapters.ADAPTERS[name])
+    adapters.ADAPTERS["diffusers"] = with_bare(adapters.ADAPTERS["diffusers"])
     return main()
 
 

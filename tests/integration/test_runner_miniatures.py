@@ -1,4 +1,4 @@
-"""Each of the ten lanes with miniature weights, in a real runner process: the real diffusers pipeline, end to end."""
+"""Every lane with miniature weights, in a real runner process: the real diffusers pipeline, end to end."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ from .runner_process import LANES, RUNNER_SOURCE, ChildProcess, RunnerProcess, e
 
 pytestmark = pytest.mark.slow
 
-TEN_LANES = sorted(path.stem for path in LANES.glob("*.toml") if not path.stem.startswith("stub"))
+MODEL_LANES = sorted(path.stem for path in LANES.glob("*.toml") if not path.stem.startswith("stub"))
 FRAMES = 25
 COLD_FIRST_STEP_S = 12.0
 
@@ -71,7 +71,7 @@ def keyframe_of(lane: Lane, keyframe: Path) -> Path | None:
     return keyframe if lane.task == "i2v" else None
 
 
-@pytest.mark.parametrize("lane_id", TEN_LANES)
+@pytest.mark.parametrize("lane_id", MODEL_LANES)
 def test_lane_makes_its_clip_and_a_second_one_without_loading(
     lane_id: str, tmp_path: Path, cache: Path, keyframe: Path
 ) -> None:
@@ -105,7 +105,7 @@ def check_cancel(runner: RunnerProcess, picture: Path | None) -> None:
     """StableVideoDiffusionPipeline ignores the _interrupt flag: every lane must end by the raise, within one step."""
     before = len(runner.of(StepDone))
     has_list = "timesteps" in runner.lane.call
-    many = {"timesteps": list(range(1000, 0, -5))} if has_list else {"num_inference_steps": 200}
+    many = {"timesteps": list(range(1000, 0, -5))} if has_list else {runner.lane.parameters["steps"]: 200}
     runner.generate("cancelled", picture, **many)
     assert runner.until(StepDone).steps == 200
     runner.send(Cancel(attempt_id="cancelled"))
@@ -158,7 +158,7 @@ def cpu_seconds(pid: int) -> float:
 @pytest.mark.timeout(400)  # twenty clips in one process: 20 s alone, many times that on a busy machine
 def test_every_rung_of_every_lane_makes_its_clip(tmp_path: Path, cache: Path, keyframe: Path) -> None:
     """On a cpu the rungs save nothing, but their hooks must fit. One process, because imports cost four seconds."""
-    asked = [rung_request(lane_of(lane_id), rung, tmp_path, keyframe) for lane_id in TEN_LANES for rung in (1, -1)]
+    asked = [rung_request(lane_of(lane_id), rung, tmp_path, keyframe) for lane_id in MODEL_LANES for rung in (1, -1)]
     script = Path(__file__).with_name("rungs_in_one_process.py")
     result = subprocess.run(
         [env_python("diffusers"), script, cache],
@@ -233,51 +233,47 @@ def without_index_class(lane: Lane) -> Lane:
 def test_wrong_tokenizer_of_the_published_index_is_caught(lane_id: str, tmp_path: Path, cache: Path) -> None:
     """huggingface/transformers#45488: without the override the prompt loses its spaces and the clip means nothing."""
     lane = lane_of(lane_id)
-    folders = checkpoint_of(lane, tmp_path, cache)
+    weights_dir = checkpoint_of(lane, tmp_path, cache)
     with RunnerProcess(without_index_class(lane), tmp_path) as runner:
         runner.open()
-        runner.load("hub", **folders)
+        runner.load("hub", weights_dir=weights_dir)
         failed = runner.until(Failed, fails=True)
     assert failed.failure_class is FailureClass.CONDITIONING
     assert "tokenizer" in failed.message
 
 
-def checkpoint_of(lane: Lane, folder: Path, cache: Path) -> dict[str, str]:
-    """A miniature as if it had been downloaded: weights_dir and, for an assembled lane, base_dir."""
+def checkpoint_of(lane: Lane, folder: Path, cache: Path) -> str:
+    """A miniature as if it had been downloaded: its weights_dir."""
     if not list(cache.glob(f"{lane.id}-*")):
         with RunnerProcess(lane, folder) as runner:
             runner.open()
             runner.load(cache=cache)
             runner.until(Loaded)
     (made,) = cache.glob(f"{lane.id}-*")
-    download = shutil.copytree(made, folder / "download")
-    if (download / "base").is_dir():
-        return {"weights_dir": str(download / "model"), "base_dir": str(download / "base")}
-    return {"weights_dir": str(download)}
+    return str(shutil.copytree(made, folder / "download"))
 
 
 def test_bare_transformer_loaded_as_a_pipeline_is_a_layout_failure(tmp_path: Path, cache: Path) -> None:
     """SkyReels V1 in the published sweep: the repository has no model_index.json (SkyworkAI/SkyReels-V1#18)."""
     lane = lane_of("skyreels-v1-hunyuan-i2v")
-    weights_dir = checkpoint_of(lane, tmp_path, cache)["weights_dir"]
-    content = {**lane.content, "pipeline": {**lane.content["pipeline"], "adapter": "diffusers"}}
-    of_two = ("base_repo", "root_component")
-    content["model"] = {key: value for key, value in lane.content["model"].items() if key not in of_two}
-    with RunnerProcess(from_json(content, "test"), tmp_path) as runner:
+    weights_dir = checkpoint_of(lane, tmp_path, cache)
+    with RunnerProcess(lane, tmp_path) as runner:
         runner.open()
-        runner.load("hub", weights_dir=weights_dir)
+        runner.load("hub", weights_dir=f"{weights_dir}/transformer")
         failed = runner.until(Failed, fails=True)
     assert failed.failure_class is FailureClass.LAYOUT
-    assert "model_index.json" in failed.message
+    assert "no model_index.json" in failed.message
+    assert "a single model" in failed.message
+    assert "run `screentest models pull skyreels-v1-hunyuan-i2v`" in failed.message
 
 
 def test_weights_of_another_kind_of_pipeline_are_a_channels_failure(tmp_path: Path, cache: Path) -> None:
     """SkyReels V2 I2V in the published sweep, after ten minutes; here in the load."""
-    weights = checkpoint_of(lane_of("skyreels-v2-df-14b-540p"), tmp_path, cache)
+    weights_dir = checkpoint_of(lane_of("skyreels-v2-df-14b-540p"), tmp_path, cache)
     with RunnerProcess(lane_of("wan2-1-t2v-1-3b"), tmp_path) as runner:
         runner.lane = expecting_channels(runner.lane, 36)
         runner.open()
-        runner.load("hub", **weights)
+        runner.load("hub", weights_dir=weights_dir)
         failed = runner.until(Failed, fails=True)
     assert failed.failure_class is FailureClass.CHANNELS
     assert "takes 16 channels, components.transformer.config says 36" in failed.message
@@ -310,6 +306,79 @@ def test_miniature_is_built_once_and_found_again(tmp_path: Path, cache: Path) ->
     assert builds[0] is not None
     assert builds[1] is None
     assert not list((tmp_path / "own-cache").glob(".*"))  # nothing half-made stays
+
+
+@pytest.mark.parametrize("lane_id", ["hunyuanvideo-1-5-t2v", "kandinsky-5-t2v-lite", "wan2-2-t2v-a14b"])
+def test_prompt_reaches_the_clip_behind_its_template(lane_id: str, tmp_path: Path, cache: Path) -> None:
+    """The pipelines cut their template off by a number of tokens, which could cut the prompt off too."""
+    clips = []
+    with RunnerProcess(lane_of(lane_id), tmp_path) as runner:
+        runner.open()
+        runner.load(cache=cache)
+        for attempt_id, prompt in (("a", "a doll"), ("b", "a soldier in a control room")):
+            path = runner.generate(attempt_id, prompt=prompt)
+            runner.until(Decoded)
+            clips.append(path.read_bytes())
+    assert clips[0] != clips[1]
+
+
+def test_guidance_of_a_component_is_set_for_one_call_only(tmp_path: Path, cache: Path) -> None:
+    """HunyuanVideo 1.5 takes no guidance_scale: its guider has it, and a warm runner must not carry it on."""
+    clips = []
+    with RunnerProcess(lane_of("hunyuanvideo-1-5-t2v"), tmp_path) as runner:
+        runner.open()
+        runner.load(cache=cache)
+        for attempt_id, settings in (("a", {}), ("b", {"guider.guidance_scale": 1.0}), ("c", {})):
+            path = runner.generate(attempt_id, **settings)
+            runner.until(Decoded)
+            clips.append(path.read_bytes())
+        runner.generate("d", **{"guider.strength": 1.0})
+        failed = runner.until(Failed, fails=True)
+    assert clips[0] != clips[1]
+    assert clips[0] == clips[2]
+    assert failed.failure_class is FailureClass.BAD_KWARGS
+    assert "HunyuanVideo15Pipeline has no guider.strength" in failed.message
+
+
+def test_clip_has_the_size_of_the_job_where_the_keyframe_decides_it(
+    tmp_path: Path, cache: Path, keyframe: Path
+) -> None:
+    """The keyframe has another shape: unfitted, the pipeline would make 80x64 of it."""
+    with RunnerProcess(lane_of("hunyuanvideo-1-5-i2v"), tmp_path) as runner:
+        runner.open()
+        runner.load(cache=cache)
+        runner.generate("a", keyframe)
+        decoded = runner.until(Decoded)
+    assert (decoded.width_px, decoded.height_px) == (96, 64)
+
+
+def test_weights_made_with_other_arguments_than_the_lane_names_are_a_layout_failure(
+    tmp_path: Path, cache: Path
+) -> None:
+    """Without boundary_ratio only one of the two denoisers runs, and the clip looks like a bad model's."""
+    lane = lane_of("wan2-2-t2v-a14b")
+    weights_dir = checkpoint_of(lane, tmp_path, cache)
+    index_path = Path(weights_dir) / "model_index.json"
+    index = json.loads(index_path.read_text())
+    index_path.write_text(json.dumps({**index, "boundary_ratio": 0.9}))
+    with RunnerProcess(lane, tmp_path) as runner:
+        runner.open()
+        runner.load("hub", weights_dir=weights_dir)
+        failed = runner.until(Failed, fails=True)
+    assert failed.failure_class is FailureClass.LAYOUT
+    assert "says boundary_ratio = 0.9, pipeline.init of the lane says 0.875" in failed.message
+
+
+def test_component_that_the_lane_does_not_name_stays_on_the_disk(tmp_path: Path, cache: Path) -> None:
+    lane = lane_of("wan2-1-t2v-1-3b")
+    weights_dir = checkpoint_of(lane, tmp_path, cache)
+    index_path = Path(weights_dir) / "model_index.json"
+    index = json.loads(index_path.read_text())
+    index_path.write_text(json.dumps({**index, "transformer_2": ["diffusers", "WanTransformer3DModel"]}))
+    with RunnerProcess(lane, tmp_path) as runner:
+        runner.open()
+        runner.load("hub", weights_dir=weights_dir)
+        runner.until(Loaded)
 
 
 def test_keyframe_reaches_the_clip(tmp_path: Path, cache: Path, keyframe: Path) -> None:

@@ -13,13 +13,20 @@ from screentest_runner.protocol import FailureClass
 PROBE = "A cat walks,  slowly.\n\nÉtude No. 271: <glass> & steel"
 
 
-def check_folder(folder: Path) -> None:
-    """A pipeline folder has a model_index.json. Raises AttemptFailure(layout) before anything is read."""
-    if not (folder / "model_index.json").is_file():
-        raise AttemptFailure(
-            FailureClass.LAYOUT,
-            f"no model_index.json in {folder}: not a diffusers pipeline; check repo and base_repo of the lane file",
-        )
+def check_folder(folder: Path, lane_id: str) -> None:
+    """A pipeline folder has a model_index.json. Raises AttemptFailure(layout) before anything is read.
+
+    A repository may hold a bare transformer (SkyworkAI/SkyReels-V1#18); a pull puts the rest of the pipeline beside it.
+    """
+    if (folder / "model_index.json").is_file():
+        return
+    found = (
+        "a single model, not a diffusers pipeline" if (folder / "config.json").is_file() else "no diffusers pipeline"
+    )
+    raise AttemptFailure(
+        FailureClass.LAYOUT,
+        f"no model_index.json in {folder}: it holds {found}; run `screentest models pull {lane_id}`",
+    )
 
 
 def check_channels(pipeline: Any, denoiser: str, expected: int | None) -> None:

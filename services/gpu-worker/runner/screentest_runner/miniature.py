@@ -39,10 +39,7 @@ def _own_source() -> str:
 
 
 def build(lane: dict[str, Any], folder: Path) -> None:
-    """Make the miniature at `folder`, whole or not at all: built beside it and renamed.
-
-    A lane with a `base_repo` becomes two folders in one, `model` and `base`, as its two repositories are.
-    """
+    """Make the miniature at `folder`, whole or not at all: built beside it and renamed."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -62,11 +59,7 @@ def _save(lane: dict[str, Any], folder: Path) -> None:
     pipeline_class = getattr(diffusers, lane["pipeline"]["class"])
     parts = _make_components(lane, pipeline_class)
     pipeline = pipeline_class(**parts, **lane["pipeline"].get("init", {}))
-    variant = lane["model"].get("variant")
-    if "base_repo" in lane["model"]:
-        parts["transformer"].save_pretrained(folder / "model", variant=variant)
-        folder = folder / "base"
-    pipeline.save_pretrained(folder, variant=variant)
+    pipeline.save_pretrained(folder, variant=lane["model"].get("variant"))
     _write_published_classes(lane, folder)
 
 

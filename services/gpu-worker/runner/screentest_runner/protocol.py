@@ -99,9 +99,9 @@ class Open:
 class Load:
     """Load the lane's pipeline onto the device. Answer: Loaded or Failed. A second Load in one process is refused.
 
-    weights_dir: folder of the checkpoint; None for miniature weights. base_dir: the second folder of a lane that is
-    assembled from two repositories, else None. rung: one entry of the lane's ladder. cache_dir: where miniatures are
-    kept between runs. attempt_id: for the phases that loading reports, None when no attempt waits for it.
+    weights_dir: folder of the checkpoint; None for miniature weights. rung: one entry of the lane's ladder. cache_dir:
+    where miniatures are kept between runs. attempt_id: for the phases that loading reports, None when no attempt waits
+    for it.
     memory_cap_gib: how much device memory torch may take, to try a smaller card; None for all. Ignored on cpu.
     """
 
@@ -110,7 +110,6 @@ class Load:
     rung: dict[str, Any]
     cache_dir: str
     weights_dir: str | None = None
-    base_dir: str | None = None
     attempt_id: str | None = None
     memory_cap_gib: float | None = None
 

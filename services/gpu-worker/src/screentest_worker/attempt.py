@@ -367,8 +367,7 @@ class Turns:
     def _requests(self, hand: InHand, keyframe: Path | None) -> Requests:
         spec = hand.dispatch.spec
         lane = to_json(self._lane)
-        folders = facts.weights_folders(self._lane, self._models_dir)
-        is_hub = spec.weights is Weights.HUB
+        weights_dir = facts.weights_folder(self._lane, self._models_dir)
         return Requests(
             prepare=Prepare(lane=lane),
             load=Load(
@@ -376,8 +375,7 @@ class Turns:
                 weights=spec.weights.value,
                 rung=lane["ladder"][hand.dispatch.rung],
                 cache_dir=str(self._cache_dir),
-                weights_dir=str(folders.main) if is_hub else None,
-                base_dir=str(folders.base) if is_hub and folders.base is not None else None,
+                weights_dir=str(weights_dir) if spec.weights is Weights.HUB else None,
                 attempt_id=_attempt_id(hand),
                 memory_cap_gib=spec.memory_cap_gib,
             ),

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from screentest_runner.adapters.diffusers import DiffusersAdapter
-from screentest_runner.adapters.skyreels_v1 import SkyReelsV1Adapter
 from screentest_runner.adapters.stub import StubAdapter
 from screentest_runner.frames import Clip
 from screentest_runner.progress import AttemptProgress
@@ -41,6 +40,5 @@ class Adapter(Protocol):
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "diffusers": DiffusersAdapter,
-    "skyreels_v1": SkyReelsV1Adapter,
     "stub": StubAdapter,
 }

@@ -1,4 +1,4 @@
-"""The ordinary diffusers pipeline: one from_pretrained, one call. Odd ones override `assemble`."""
+"""The ordinary diffusers pipeline: one from_pretrained, one call. Odd ones are adapters of their own."""
 
 from __future__ import annotations
 
@@ -29,11 +29,10 @@ UINT8_CHUNK_FRAMES = 16  # bounds the float32 copy on the device; one frame at a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """Folders of the weights; base only for a lane with a base_repo. build_s: None when nothing was built."""
+    """Folder of the weights. build_s: None when nothing was built."""
 
-    main: Path
-    base: Path | None
-    build_s: float | None
+    folder: Path
+    build_s: float | None = None
 
 
 class DiffusersAdapter:
@@ -109,56 +108,41 @@ class DiffusersAdapter:
             )
             return pipe, time.perf_counter() - began
         checkpoint = self._checkpoint(load)
-        pipe = self.assemble(checkpoint.main, checkpoint.base)
+        pipe = self.from_folder(checkpoint.folder)
         # full-random weights have no such gate: their tokenizers are made on the spot, not read from a file
-        gates.check_tokenizers(pipe, checkpoint.base or checkpoint.main)
+        gates.check_tokenizers(pipe, checkpoint.folder)
         return pipe, checkpoint.build_s
 
     def _checkpoint(self, load: Load) -> Checkpoint:
-        has_base = "base_repo" in self.lane["model"]
         match load.weights:
             case "hub":
-                return self._downloaded(load, has_base)
+                return Checkpoint(folder=self._downloaded(load))
             case "miniature":
                 folder = miniature.cached(self.lane, Path(load.cache_dir), self.prepare())
                 began = time.perf_counter()
                 is_new = not folder.is_dir()
                 if is_new:
                     miniature.build(self.lane, folder)
-                return Checkpoint(
-                    main=folder / "model" if has_base else folder,
-                    base=folder / "base" if has_base else None,
-                    build_s=time.perf_counter() - began if is_new else None,
-                )
+                return Checkpoint(folder=folder, build_s=time.perf_counter() - began if is_new else None)
             case other:
                 raise AttemptFailure(FailureClass.INFRASTRUCTURE, f"{other} weights have no folder")
 
-    def _downloaded(self, load: Load, has_base: bool) -> Checkpoint:
-        model = self.lane["model"]
-        wanted = [("weights_dir", load.weights_dir, model["repo"])]
-        if has_base:
-            wanted.append(("base_dir", load.base_dir, model["base_repo"]))
-        for field, folder, repo in wanted:
-            if folder is None or not Path(folder).is_dir():
-                raise AttemptFailure(
-                    FailureClass.LAYOUT,
-                    f"{field}: no folder {folder!r} with the weights of {repo}; download them first",
-                )
-        return Checkpoint(
-            main=Path(load.weights_dir or ""), base=Path(load.base_dir or "") if has_base else None, build_s=None
-        )
+    def _downloaded(self, load: Load) -> Path:
+        if load.weights_dir is None or not Path(load.weights_dir).is_dir():
+            raise AttemptFailure(
+                FailureClass.LAYOUT,
+                f"no folder {load.weights_dir!r} with the weights of {self.lane['model']['repo']}; run "
+                f"`screentest models pull {self.lane['id']}`",
+            )
+        return Path(load.weights_dir)
 
-    def assemble(self, main: Path, base: Path | None) -> Any:
-        """The pipeline on the host, from one folder with a model_index.json."""
-        return self.from_folder(main)
-
-    def from_folder(self, folder: Path, **parts: Any) -> Any:
-        """from_pretrained, offline and of safetensors only; `parts` replace components of the folder."""
-        gates.check_folder(folder)
+    def from_folder(self, folder: Path) -> Any:
+        """The pipeline on the host: from_pretrained, offline and of safetensors only."""
+        gates.check_folder(folder, self.lane["id"])
         explicit = self._explicit_parts(folder)
         # from_pretrained refuses a tokenizer where model_index.json names a processor
         later = {name: part for name, part in explicit.items() if self._stands_for_processor(name)}
-        given = explicit | parts | dict.fromkeys([*self._unnamed_parts(folder), *later])
+        given = explicit | dict.fromkeys([*self._unnamed_parts(folder), *later])
         pipe = self.pipeline_class().from_pretrained(
             folder,
             dtype=self.dtypes(),
