@@ -35,8 +35,10 @@ from screentest_scheduler.ledger import Ledger, SweepState
 
 log = structlog.get_logger()
 
-# After an error of the depot, and between two looks at an archive that is damaged.
-RETRY_AFTER_S = 60.0
+# After an error of the depot or the broker.
+RETRY_AFTER_S = 5.0
+# A damaged archive stays so until a person looked; meanwhile it is said again.
+LOOK_AGAIN_AFTER_S = 600.0
 
 
 class Archiver:
@@ -85,7 +87,7 @@ class Archiver:
         except WrongLastSequence:
             self._forget(sweep_id)  # somebody wrote: the tail brings it, then we decide again
         except ArchiveDamaged as error:
-            self._postpone(sweep_id)
+            self._postpone(sweep_id, LOOK_AGAIN_AFTER_S)
             log.error(
                 "archive_damaged",
                 sweep=sweep_id,
@@ -103,9 +105,9 @@ class Archiver:
     def _forget(self, sweep_id: str) -> None:
         self._manifests.pop(sweep_id, None)
 
-    def _postpone(self, sweep_id: str) -> None:
+    def _postpone(self, sweep_id: str, seconds: float = RETRY_AFTER_S) -> None:
         self._forget(sweep_id)
-        self._not_before_ns[sweep_id] = clock.boottime_ns() + int(RETRY_AFTER_S * 1e9)
+        self._not_before_ns[sweep_id] = clock.boottime_ns() + int(seconds * 1e9)
 
     async def _step(self, sweep_id: str) -> None:
         sweep = self._ledger.sweeps.get(sweep_id)
