@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pynvml
 import pytest
 
+from screentest_telemetry import xids
 from screentest_telemetry.nvml import DriverError, DriverThread, Nvml, throttle_names
 
 GIB = 2**30
@@ -38,6 +40,11 @@ class Card:
             "nvmlDeviceGetCurrentClocksThrottleReasons": 0x24,
             "nvmlDeviceGetComputeRunningProcesses": [],
             "nvmlDeviceGetGraphicsRunningProcesses": [],
+            "nvmlEventSetCreate": "events",
+            "nvmlEventSetFree": None,
+            "nvmlDeviceGetSupportedEventTypes": 0xA,
+            "nvmlDeviceRegisterEvents": None,
+            "nvmlEventSetWait": pynvml.NVMLError_Timeout(),
         } | answers
         self.calls: list[str] = []
 
@@ -45,6 +52,8 @@ class Card:
         def call(*_: Any) -> Any:
             self.calls.append(name)
             answer = self.answers[name]
+            if isinstance(answer, Iterator):
+                answer = next(answer)
             if isinstance(answer, Exception):
                 raise answer
             return answer
@@ -114,6 +123,75 @@ def test_a_lost_gpu_restarts_nvml() -> None:
     card.answers["nvmlDeviceGetUtilizationRates"], now[0] = SimpleNamespace(gpu=1, memory=1), 6.0
     assert read(nvml).samples[0].utilisation_percent == 1.0
     assert card.calls.count("nvmlInit") == 2
+
+
+def test_a_lost_gpu_is_told_once_per_loss() -> None:
+    now = [0.0]
+    lost = pynvml.NVMLError_GpuIsLost()
+    card = Card(nvmlDeviceGetUtilizationRates=lost)
+    nvml = Nvml(card, monotonic=lambda: now[0])
+
+    def told_after(seconds: float) -> list[str]:
+        now[0] += seconds
+        read(nvml)
+        return [trouble.cause for trouble in nvml.troubles()]
+
+    assert told_after(0) == ["the driver cannot reach the GPU any more (NVML: GPU is lost)"]
+    card.answers["nvmlDeviceGetUUID"] = lost
+    assert told_after(6) == told_after(6) == []  # still away
+    card.answers |= {"nvmlDeviceGetUUID": "GPU-aaaa", "nvmlDeviceGetUtilizationRates": SimpleNamespace(gpu=1, memory=1)}
+    assert told_after(6) == []
+    card.answers["nvmlDeviceGetUtilizationRates"] = lost
+    assert len(told_after(1)) == 1  # lost again
+
+
+def test_a_gpu_that_is_lost_before_we_start_is_told_too() -> None:
+    nvml = Nvml(Card(nvmlDeviceGetHandleByIndex=pynvml.NVMLError_GpuIsLost()))
+    [trouble] = nvml.troubles()
+    assert (trouble.index, trouble.uuid, trouble.needs_person, trouble.ends_attempts) == (0, None, True, True)
+
+
+def xid_event(number: int, kind: int = pynvml.nvmlEventTypeXidCriticalError) -> Any:
+    return SimpleNamespace(device="handle", eventType=kind, eventData=number)
+
+
+def test_events_are_taken_in_order_and_only_once() -> None:
+    waiting = iter(
+        [
+            xid_event(31),
+            xid_event(79),
+            xid_event(0, pynvml.nvmlEventTypeDoubleBitEccError),
+            *[pynvml.NVMLError_Timeout()] * 2,
+        ]
+    )
+    nvml = Nvml(Card(nvmlEventSetWait=waiting))
+    assert [(trouble.cause, trouble.needs_person) for trouble in nvml.troubles()] == [
+        ("XID 31: GPU memory page fault", False),
+        ("XID 79: GPU has fallen off the bus", True),
+        ("double-bit ECC error", True),
+    ]
+    assert nvml.troubles() == ()
+
+
+def test_a_driver_without_events_still_samples() -> None:
+    nvml = Nvml(Card(nvmlEventSetCreate=pynvml.NVMLError_FunctionNotFound()))
+    assert nvml.troubles() == ()
+    assert len(read(nvml).samples) == 1
+
+
+@pytest.mark.parametrize("number", [13, 31, 43, 45, 63, 94, 154])
+def test_what_an_application_did_needs_no_person(number: int) -> None:
+    assert not xids.meaning(number).needs_person
+
+
+@pytest.mark.parametrize("number", [48, 79, 95, 119])
+def test_what_needs_a_reset_ends_the_attempt(number: int) -> None:
+    assert xids.meaning(number).needs_person and xids.meaning(number).ends_attempts
+
+
+def test_an_unknown_xid_needs_a_person_but_ends_nothing() -> None:
+    unknown = xids.meaning(999)
+    assert unknown.needs_person and not unknown.ends_attempts and str(unknown).startswith("XID 999: ")
 
 
 def test_a_gpu_that_cannot_be_opened_is_tried_again() -> None:

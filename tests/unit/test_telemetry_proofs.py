@@ -7,16 +7,18 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from screentest.errors import BadRequest
 from screentest.kit import clock
-from screentest.records import GpuInfo, Process, Proof, ProofKind, ProofRequest
+from screentest.records import DeviceFault, GpuInfo, Process, Proof, ProofKind, ProofRequest
 from screentest_telemetry import processes
 from screentest_telemetry.devices import CpuDevice, DeviceName, GpuDevice, parse_devices
-from screentest_telemetry.nvml import DeviceProcess, DriverError, DriverThread
+from screentest_telemetry.faults import Faults
+from screentest_telemetry.nvml import DeviceProcess, DriverError, DriverThread, Trouble
 from screentest_telemetry.proofs import Observation, verdict
 from screentest_telemetry.registry import Registry
 
@@ -187,6 +189,11 @@ class FakeNvml:
     def __init__(self) -> None:
         self.listed: tuple[DeviceProcess, ...] = ()
         self.error = ""
+        self.happened: list[Trouble] = []
+
+    def troubles(self) -> tuple[Trouble, ...]:
+        found, self.happened = tuple(self.happened), []
+        return found
 
     def gpu(self, index: int) -> GpuInfo:
         if self.error:
@@ -205,6 +212,10 @@ class FakeNvml:
         return "580"
 
 
+async def tell_nobody(_fault: DeviceFault) -> None:
+    """The scheduler of these tests."""
+
+
 @pytest.fixture
 def gpu_of(tmp_path: Path) -> Callable[..., GpuDevice]:
     (tmp_path / "locks").mkdir()
@@ -217,8 +228,10 @@ def gpu_of(tmp_path: Path) -> Callable[..., GpuDevice]:
         } | changes
         registry = Registry(tmp_path / "devices.json", clock.boot_id())
         name = DeviceName(kind="gpu", index=0)
+        driver = DriverThread()
+        faults = Faults(nvml, driver, "local", {0: "gpu-0"}, tell_nobody)  # type: ignore[arg-type]
         return GpuDevice(  # type: ignore[arg-type]
-            name, "local", tmp_path / "locks", registry, nvml=nvml, driver=DriverThread(), **options
+            name, "local", tmp_path / "locks", registry, nvml=nvml, driver=driver, faults=faults, **options
         )
 
     return make
@@ -250,6 +263,21 @@ async def test_who_was_there_first_is_foreign_and_who_came_later_is_not(gpu_of: 
     assert not proof.clean and f"pid {stranger.pid}" in proof.reason
     desktop.kill()
     desktop.wait()
+
+
+async def test_proof_repeats_the_newest_fault_but_not_what_an_application_did(gpu_of: Callable[..., GpuDevice]) -> None:
+    nvml = FakeNvml()
+    gpu = gpu_of(nvml)
+    page_fault = Trouble(
+        index=0, uuid="GPU-aaaa", xid=31, cause="XID 31: page fault", needs_person=False, ends_attempts=False
+    )
+    nvml.happened = [page_fault, replace(page_fault, index=1, xid=79, needs_person=True)]  # the other card's
+    assert (await gpu.prove(HANDOVER)).fault is None
+    nvml.happened = [replace(page_fault, xid=79, cause="XID 79: gone", needs_person=True, ends_attempts=True)]
+    for _ in range(2):
+        proof = await gpu.prove(HANDOVER)
+        assert proof.clean and proof.fault is not None
+        assert (proof.fault.device, proof.fault.xid, proof.fault.cause) == ("gpu-0", 79, "XID 79: gone")
 
 
 async def test_named_tenant_is_foreign_whenever_it_comes(gpu_of: Callable[..., GpuDevice]) -> None:

@@ -94,7 +94,7 @@ def authorization(passwords: dict[NatsUser, str]) -> str:
 def _telemetry(host: str) -> NatsUser:
     return NatsUser(
         name="telemetry",
-        publish=(f"vitals.{host}",),
+        publish=(f"vitals.{host}", f"fault.{host}.*"),
         subscribe=(f"proof.{host}.*", f"device.{host}.*", f"register.{host}.*", f"alive.{host}.>"),
     )
 

@@ -12,8 +12,9 @@ import structlog
 
 from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock
-from screentest.records import CommandReply, DeviceFacts, Process, Proof, ProofRequest
+from screentest.records import CommandReply, DeviceFacts, DeviceFault, Process, Proof, ProofRequest
 from screentest_telemetry import processes, proofs
+from screentest_telemetry.faults import Faults
 from screentest_telemetry.nvml import DeviceProcess, DriverThread, Nvml
 from screentest_telemetry.registry import Registry
 
@@ -99,6 +100,7 @@ class GpuDevice:
         *,
         nvml: Nvml,
         driver: DriverThread,
+        faults: Faults,
         tenants: tuple[str, ...],
         list_is_complete: bool,
         own_namespace_is_enough: bool,
@@ -109,6 +111,7 @@ class GpuDevice:
         self._registry = registry
         self._nvml = nvml
         self._driver = driver
+        self._faults = faults
         self._tenants = tenants
         self._list_is_complete = list_is_complete
         self._own_namespace_is_enough = own_namespace_is_enough
@@ -145,6 +148,8 @@ class GpuDevice:
     async def prove(self, request: ProofRequest) -> Proof:
         runners = alive_runners(self._registry, self.name)
         method = "nvml+proc" if self._list_is_complete else "proc"
+        await self._faults.look()
+        fault = self._faults.newest(str(self.name))
         try:
             lock = await self._lock_path()
             seen = _observe_lock(self._locks, lock, runners)
@@ -153,9 +158,9 @@ class GpuDevice:
             unseen = proofs.Observation(
                 lock_held=None, lock_holders=(), runners=runners, processes=runners, problem=str(error)
             )
-            return prove(request, unseen, method=method)
+            return prove(request, unseen, method=method, fault=fault)
         seen = replace(seen, processes=_merge(on_device, runners), problem=seen.problem or self._blindness())
-        return prove(_located(request), seen, method=method)
+        return prove(_located(request), seen, method=method, fault=fault)
 
     def _blindness(self) -> str:
         if self._list_is_complete or self._own_namespace_is_enough:
@@ -223,7 +228,7 @@ def alive_runners(registry: Registry, device: DeviceName) -> tuple[Process, ...]
     return alive
 
 
-def prove(request: ProofRequest, seen: proofs.Observation, *, method: str) -> Proof:
+def prove(request: ProofRequest, seen: proofs.Observation, *, method: str, fault: DeviceFault | None = None) -> Proof:
     clean, reason = proofs.verdict(request, seen)
     return Proof(
         kind=request.kind,
@@ -234,6 +239,7 @@ def prove(request: ProofRequest, seen: proofs.Observation, *, method: str) -> Pr
         processes=seen.processes,
         stamp=clock.stamp(),
         method=method,
+        fault=fault,
     )
 
 

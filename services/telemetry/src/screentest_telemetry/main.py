@@ -11,17 +11,21 @@ import structlog
 from pydantic import Field
 
 from screentest import subjects, wire
-from screentest.errors import BadRequest
+from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock, lifecycle, logging
 from screentest.kit.bus import Bus
 from screentest.kit.config import ServiceSettings
-from screentest.records import Process, ProofRequest, VitalsBatch
+from screentest.records import CommandReply, DeviceFault, Process, ProofRequest, VitalsBatch
 from screentest_telemetry import processes, sampling
 from screentest_telemetry.devices import CpuDevice, Device, DeviceName, GpuDevice, parse_devices
+from screentest_telemetry.faults import Faults
 from screentest_telemetry.nvml import DriverThread, Nvml
 from screentest_telemetry.registry import Registry
 
 log = structlog.get_logger()
+
+# The scheduler answers when the event is written: one fsynced append.
+WRITTEN_WITHIN_S = 5.0
 
 
 class Settings(ServiceSettings):
@@ -42,7 +46,7 @@ class Driver:
     thread: DriverThread
 
 
-def build_device(name: DeviceName, settings: Settings, registry: Registry, driver: Driver) -> Device:
+def build_device(name: DeviceName, settings: Settings, registry: Registry, driver: Driver, faults: Faults) -> Device:
     if name.kind == "cpu":
         return CpuDevice(name, settings.host, settings.lock_dir, registry)
     return GpuDevice(
@@ -52,6 +56,7 @@ def build_device(name: DeviceName, settings: Settings, registry: Registry, drive
         registry,
         nvml=driver.nvml,
         driver=driver.thread,
+        faults=faults,
         tenants=tuple(word.strip() for word in settings.tenants.split(",") if word.strip()),
         list_is_complete=processes.sees_every_process(),
         own_namespace_is_enough=settings.workers_share_pid_namespace,
@@ -78,6 +83,16 @@ async def answer_for(bus: Bus, host: str, device: Device) -> None:
     await bus.answer(subjects.proof(host, name), prove)
 
 
+def fault_teller(bus: Bus) -> Callable[[DeviceFault], Awaitable[None]]:
+    async def tell(fault: DeviceFault) -> None:
+        subject = subjects.device_fault(fault.host, fault.device)
+        reply = wire.decode(await bus.request(subject, wire.encode(fault), timeout_s=WRITTEN_WITHIN_S), CommandReply)
+        if not reply.done:
+            raise Unavailable(f"the scheduler did not take the fault: {reply.detail}")
+
+    return tell
+
+
 def vitals_sender(bus: Bus, host: str) -> Callable[[VitalsBatch], Awaitable[None]]:
     outbox = sampling.Outbox(lambda payload: bus.publish(subjects.vitals(host), payload), lambda: bus.is_connected)
 
@@ -93,19 +108,21 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
     _make_directory(settings.state_dir, "SCREENTEST_STATE_DIR")
     registry = Registry(settings.state_dir / "devices.json", clock.boot_id())
     driver = Driver(nvml=Nvml(), thread=DriverThread())
-    devices = [build_device(name, settings, registry, driver) for name in names]
     bus = await Bus.connect(
         settings.nats_url, name="telemetry", user=settings.nats_user, password=settings.nats_password()
     )
+    gpu_names = {name.index: str(name) for name in names if name.kind == "gpu"}
+    faults = Faults(driver.nvml, driver.thread, settings.host, gpu_names, fault_teller(bus))
     try:
-        for device in devices:
-            await answer_for(bus, settings.host, device)
+        for name in names:
+            await answer_for(bus, settings.host, build_device(name, settings, registry, driver, faults))
         await bus.flush()
         log.info("telemetry_ready", host=settings.host, devices=settings.devices, rate_hz=settings.vitals_hz)
         gpus = sampling.GpuReader(driver.nvml, driver.thread)
         await lifecycle.run_until(
             stopping,
             sampling.sample_forever(settings.host, settings.vitals_hz, gpus.read, vitals_sender(bus, settings.host)),
+            faults.watch(),
         )
     finally:
         driver.thread.close()

@@ -18,6 +18,7 @@ import structlog
 
 from screentest.errors import Unavailable
 from screentest.records import GpuInfo, GpuSample
+from screentest_telemetry import xids
 
 log = structlog.get_logger()
 
@@ -35,6 +36,14 @@ POISONED = (
     pynvml.NVMLError_ResetRequired,
     pynvml.NVMLError_DriverNotLoaded,
 )
+# The first two say that this GPU needs a person; the others may be a driver update or a detached container.
+LOST = {
+    pynvml.NVMLError_GpuIsLost: "the driver cannot reach the GPU any more",
+    pynvml.NVMLError_ResetRequired: "the driver wants the GPU reset",
+}
+EVENTS = pynvml.nvmlEventTypeXidCriticalError | pynvml.nvmlEventTypeDoubleBitEccError
+# A storm of errors is read on at the next look.
+EVENTS_AT_ONCE = 100
 # The energy counter took 4 ms of CPU a call on an H200 (driver 580), all other fields together 0.02 ms. It is read as
 # often as this share of a core allows, and at least once a second; a sample between says "energy=not_read".
 COSTLY = frozenset({"energy"})
@@ -64,6 +73,18 @@ class DeviceProcess:
 
     pid: int
     memory_bytes: int | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trouble:
+    """What the driver reports of one GPU. ``xid`` None = it was lost, or a memory error came without a number."""
+
+    index: int
+    uuid: str | None
+    xid: int | None
+    cause: str
+    needs_person: bool
+    ends_attempts: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,6 +123,9 @@ class Nvml:
         self._retry_at = 0.0
         self._missing: set[tuple[str, str]] = set()
         self._due_at: dict[tuple[str, str], float] = {}
+        self._events: Any = None
+        self._lost: set[int] = set()
+        self._troubles: list[Trouble] = []
 
     def read(self, now_ns: Callable[[], int]) -> Reading:
         """One sample of every GPU; never raises for what NVML refuses."""
@@ -110,6 +134,8 @@ class Nvml:
         except DriverError as error:
             return Reading(driver_version=self._driver_version, gpus=(), samples=(), error=str(error))
         samples = tuple(self._sample(device, now_ns()) for device in devices)
+        if self._devices is devices:  # nothing made us forget them meanwhile: who was lost is back
+            self._lost -= {device.info.index for device in devices}
         gpus = tuple(device.info for device in devices)
         return Reading(driver_version=self._driver_version, gpus=gpus, samples=samples, error=self._error)
 
@@ -134,7 +160,7 @@ class Nvml:
         try:
             found = list(self._nvml.nvmlDeviceGetComputeRunningProcesses(device.handle))
         except pynvml.NVMLError as error:
-            self._forget_if_poisoned(error)
+            self._forget_if_poisoned(error, device)
             raise DriverError(f"NVML refuses the process list of GPU {index}: {error}") from error
         try:
             found += self._nvml.nvmlDeviceGetGraphicsRunningProcesses(device.handle)
@@ -145,13 +171,31 @@ class Nvml:
         memory = {process.pid: process.usedGpuMemory for process in found}
         return tuple(DeviceProcess(pid=pid, memory_bytes=used) for pid, used in sorted(memory.items()))
 
+    def troubles(self) -> tuple[Trouble, ...]:
+        """What has happened to the GPUs since the last call, oldest first; never raises for what NVML refuses.
+
+        The events are polled, not waited for on a thread of their own: nvmlShutdown below a waiting call is undefined.
+        """
+        try:
+            devices = self._open()
+        except DriverError:
+            pass
+        else:
+            self._take_events(devices)
+        found = tuple(self._troubles)
+        self._troubles.clear()
+        return found
+
     def close(self) -> None:
         if self._devices is not None:
             self._devices = None
             try:
+                if self._events is not None:
+                    self._nvml.nvmlEventSetFree(self._events)
                 self._nvml.nvmlShutdown()
             except pynvml.NVMLError as error:
                 log.warning("nvml_shutdown_failed", error=str(error))
+            self._events = None
 
     def _device(self, index: int) -> _Device:
         found = next((device for device in self._open() if device.info.index == index), None)
@@ -178,6 +222,7 @@ class Nvml:
             raise DriverError(self._error) from error
         opened = [self._open_device(index) for index in range(count)]
         self._devices = tuple(device for device in opened if device is not None)
+        self._events = self._listening(self._devices)
         log.info("nvml_opened", driver=self._driver_version, gpus=len(self._devices))
         return self._devices
 
@@ -188,6 +233,7 @@ class Nvml:
         except pynvml.NVMLError as error:
             self._error = f"GPU {index}: {error}"
             self._retry_at = self._monotonic() + RETRY_AFTER_S
+            self._note_if_lost(error, index, None)
             log.error("gpu_not_opened", index=index, error=str(error))
             return None
         total, memory_kind = self._memory_kind(handle)
@@ -238,18 +284,77 @@ class Nvml:
                 unavailable.append(f"{name}=not_supported")
             except pynvml.NVMLError as error:
                 unavailable.append(f"{name}=error:{type(error).__name__.removeprefix('NVMLError_')}")
-                self._forget_if_poisoned(error)
+                self._forget_if_poisoned(error, device)
             if name in COSTLY:
                 cost_s = self._monotonic() - began_at
                 self._due_at[uuid, name] = began_at + min(cost_s / COSTLY_CORE_SHARE, COSTLY_AT_LEAST_EVERY_S)
         return GpuSample(boottime_ns=boottime_ns, gpu_uuid=uuid, unavailable=tuple(unavailable), **values)
 
-    def _forget_if_poisoned(self, error: pynvml.NVMLError) -> None:
+    def _listening(self, devices: tuple[_Device, ...]) -> Any:
+        """An event set with every GPU in it; None where the driver has no events (then only a loss is seen)."""
+        events: Any = None
+        try:
+            events = self._nvml.nvmlEventSetCreate()
+            for device in devices:
+                known = int(self._nvml.nvmlDeviceGetSupportedEventTypes(device.handle))
+                self._nvml.nvmlDeviceRegisterEvents(device.handle, EVENTS & known, events)
+        except pynvml.NVMLError as error:
+            log.warning("xids_not_heard", error=str(error))
+        return events
+
+    def _take_events(self, devices: tuple[_Device, ...]) -> None:
+        for _ in range(EVENTS_AT_ONCE if self._events is not None else 0):
+            try:
+                event = self._nvml.nvmlEventSetWait(self._events, 0)
+            except pynvml.NVMLError_Timeout:
+                return
+            except pynvml.NVMLError as error:  # a lost GPU among others: its samples tell which one it is
+                log.warning("events_not_read", error=str(error))
+                return
+            self._troubles.extend(_trouble(device, event) for device in self._concerned(devices, event.device))
+
+    def _concerned(self, devices: tuple[_Device, ...], handle: Any) -> tuple[_Device, ...]:
+        """The GPU of an event; all of them when the driver does not say which: unknown is not harmless."""
+        try:
+            uuid = _text(self._nvml.nvmlDeviceGetUUID(handle))
+        except pynvml.NVMLError:
+            return devices
+        return tuple(device for device in devices if device.info.uuid == uuid)
+
+    def _note_if_lost(self, error: pynvml.NVMLError, index: int, uuid: str | None) -> None:
+        """Once per loss: until the GPU has answered again it is the same one."""
+        text = LOST.get(type(error))
+        if text is not None and index not in self._lost:
+            self._lost.add(index)
+            cause = f"{text} (NVML: {error})"
+            self._troubles.append(
+                Trouble(index=index, uuid=uuid, xid=None, cause=cause, needs_person=True, ends_attempts=True)
+            )
+
+    def _forget_if_poisoned(self, error: pynvml.NVMLError, device: _Device) -> None:
+        self._note_if_lost(error, device.info.index, device.info.uuid)
         if isinstance(error, POISONED) and self._devices is not None:
             log.warning("nvml_restarts", error=str(error))
             self.close()
             self._error = f"NVML was lost: {error}"
             self._retry_at = self._monotonic() + RETRY_AFTER_S
+
+
+def _trouble(device: _Device, event: Any) -> Trouble:
+    """Source: NVML nvmlEventData_t; ``eventData`` is the XID of an XID event and has no meaning in any other."""
+    info = device.info
+    if not event.eventType & pynvml.nvmlEventTypeXidCriticalError:
+        cause = "double-bit ECC error"
+        return Trouble(index=info.index, uuid=info.uuid, xid=None, cause=cause, needs_person=True, ends_attempts=True)
+    xid = xids.meaning(int(event.eventData))
+    return Trouble(
+        index=info.index,
+        uuid=info.uuid,
+        xid=xid.number,
+        cause=str(xid),
+        needs_person=xid.needs_person,
+        ends_attempts=xid.ends_attempts,
+    )
 
 
 def _utilisation(nvml: Any, handle: Any) -> Fields:
