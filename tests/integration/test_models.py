@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -17,11 +18,13 @@ from typing import Any
 import pytest
 
 from screentest.lanes import Lane, load_lane
+from screentest_runner.protocol import Loaded
 from screentest_ui import cli
 from screentest_ui.weights_lock import Pin, read
 from tests.fake_hub import PIECE_BYTES, FakeHub, running
 
-LANES = Path(__file__).parents[2] / "deploy" / "lanes"
+from .runner_process import LANES, RunnerProcess
+
 WAN, SVD, MOCHI = "wan2-1-t2v-1-3b", "stable-video-diffusion-xt", "mochi-1-preview"
 SKYREELS, STUB = "skyreels-v1-hunyuan-i2v", "stub"
 WAN_REPO = "Wan-AI/Wan2.1-T2V-1.3B-Diffusers"
@@ -342,6 +345,30 @@ def test_bare_transformer_and_its_base_become_one_ordinary_folder(desk: Desk) ->
     assert desk.run("verify", SKYREELS)[0] == 0
 
 
+@pytest.mark.slow
+def test_pulled_assembly_is_loaded_like_any_checkpoint(desk: Desk) -> None:
+    """Two miniature repositories, as published; the folder that a pull makes of them; the real runner."""
+    wanted, cache = lane(SKYREELS), desk.folder / "miniatures"
+    with RunnerProcess(wanted, desk.folder) as runner:
+        runner.open()
+        runner.load(cache=cache)
+        runner.until(Loaded)
+    (made,) = cache.iterdir()
+    files = {str(path.relative_to(made)): path.read_bytes() for path in made.rglob("*") if path.is_file()}
+    root = {
+        path.removeprefix("transformer/"): files.pop(path) for path in list(files) if path.startswith("transformer/")
+    }
+    index = {**json.loads(files["model_index.json"]), "_class_name": "HunyuanVideoPipeline"}
+    desk.hub.add(SKYREELS_REPO, root)
+    desk.hub.add(BASE_REPO, {**files, "model_index.json": json.dumps(index).encode()})
+    status, said = desk.run("pull", SKYREELS)
+    assert status == 0, said
+    with RunnerProcess(wanted, desk.folder) as runner:
+        runner.open()
+        runner.load("hub", weights_dir=str(desk.models / SKYREELS))
+        assert runner.until(Loaded)
+
+
 def test_missing_shard_is_named(desk: Desk) -> None:
     files = published(WAN)
     del files[WAN_WEIGHTS]
@@ -362,6 +389,43 @@ def test_content_that_another_lane_has_is_not_fetched_again(desk: Desk) -> None:
     assert "text_encoder/model.bf16.safetensors" not in desk.hub.fetched()
     shared = desk.models / MOCHI / "text_encoder/model.bf16.safetensors"
     assert shared.samefile(desk.models / WAN / "text_encoder/model.safetensors")
+
+
+def test_cache_of_the_hub_library_is_used(desk: Desk) -> None:
+    """Who has run the model elsewhere has its files already."""
+    files = published(WAN)
+    desk.hub.add(WAN_REPO, files)
+    blobs = desk.folder / "hf" / "hub" / f"models--{WAN_REPO.replace('/', '--')}" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs / hashlib.sha256(files[WAN_WEIGHTS]).hexdigest()).write_bytes(files[WAN_WEIGHTS])
+    spoilt = "vae/diffusion_pytorch_model.safetensors"
+    (blobs / hashlib.sha256(files[spoilt]).hexdigest()).write_bytes(bytes(len(files[spoilt])))
+    with desk.start("pull", WAN) as pull:
+        said, _ = pull.communicate(timeout=30)
+    assert pull.returncode == 0, said
+    assert WAN_WEIGHTS not in desk.hub.fetched()
+    assert spoilt in desk.hub.fetched()  # its content was looked at
+    assert desk.run("verify", WAN)[0] == 0
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_pull_that_was_killed_while_folders_changed_places_loses_nothing(desk: Desk, renames: int) -> None:
+    desk.hub.add(WAN_REPO, published(WAN))
+    desk.run("pull", WAN)
+    folder, staging = desk.models / WAN, desk.models / ".pulling" / WAN
+    staging.mkdir()
+    if renames == 1:  # the old folder is out, the new one not in yet
+        folder.rename(staging / "old")
+    else:  # the new one is in, the old one with a person's file not cleared away yet
+        shutil.copytree(folder, staging / "old")
+        (staging / "old" / "notes.txt").write_text("mine")
+    desk.hub.requests.clear()
+    status, said = desk.run("pull", WAN)
+    assert (status, desk.hub.fetched()) == (0, ["model_index.json"]), said
+    assert desk.listed(WAN)["state"] == "present" and not staging.exists()
+    if renames == 2:
+        aside = desk.models / f"{WAN}.before-pull-1"
+        assert [path.name for path in aside.rglob("*") if path.is_file()] == ["notes.txt"]
 
 
 def test_folder_that_was_put_there_by_hand_is_taken_over_and_nothing_in_it_is_lost(desk: Desk) -> None:

@@ -23,7 +23,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.file_download import http_get
+from huggingface_hub.file_download import http_get, repo_folder_name
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from screentest.errors import BadRequest, NotFound, NotPossibleNow, Unauthenticated, Unavailable
@@ -89,6 +89,12 @@ class Hub:
                 displayed_filename=file.path,
                 tqdm_class=lambda **bar: _Meter(on_bytes, bar["initial"] - there),  # type: ignore[arg-type]
             )
+
+    def cached(self, source: Repository, file: PublishedFile) -> Path | None:
+        """Where the cache of other programs on this machine has the content, None where it has not."""
+        folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=source.repo, repo_type="model")
+        path = folder / "blobs" / file.oid
+        return path if path.is_file() else None
 
     def _url(self, source: Repository, path: str) -> str:
         return hf_hub_url(source.repo, path, revision=source.commit, endpoint=self.endpoint)

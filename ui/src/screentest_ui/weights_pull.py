@@ -101,6 +101,8 @@ class Puller:
 
     def _plan(self, lane: Lane) -> Plan:
         model = _model(lane)
+        folder = Folder(models_dir=self._models_dir, lane_id=lane.id)
+        folder.record()  # one that cannot be read stops its own lane only
         main = self._look_up(model.repo, model.revision)
         pins = [Pin(repo=main.repo, revision=model.revision, commit=main.commit)]
         base = None
@@ -114,7 +116,7 @@ class Puller:
         index = self._hub.read_json(pipeline, INDEX)
         return Plan(
             lane_id=lane.id,
-            folder=Folder(models_dir=self._models_dir, lane_id=lane.id),
+            folder=folder,
             pins=tuple(pins),
             files=weights_choice.choose(lane, main, base, index),
             index=weights_choice.assembled_index(lane, index) if base is not None else None,
@@ -125,7 +127,7 @@ class Puller:
         return self._hub.look_up(repo, revision if pinned is None or self._is_update else pinned)
 
     def _require_disk(self, plans: Sequence[Plan]) -> None:
-        reusable = _Reusable(self._models_dir)
+        reusable = _Reusable(self._hub, self._models_dir)
         needed = sum(_missing_bytes(plan, reusable) for plan in plans)
         free = shutil.disk_usage(_existing(self._models_dir)).free
         if needed > free:
@@ -137,18 +139,18 @@ class Puller:
 
     def _pull(self, plan: Plan) -> None:
         with _alone(plan.folder):
-            _restore_interrupted_swap(plan.folder)
+            left = _settle_swap(plan.folder)
             self._tell_moves(plan)
             # Before the first byte: a pull that breaks off must go on with the same commit.
             weights_lock.record(self._lock_file, plan.pins)
-            if plan.is_done:
-                shutil.rmtree(plan.folder.staging, ignore_errors=True)
-                self._say(f"{plan.lane_id}: complete, {gib(plan.size_bytes)} at {_commits(plan.pins)}")
-                return
-            blobs = _Blobs(plan.folder.staging / "blobs")
-            _gather(self._hub, plan, blobs, _Reusable(self._models_dir))
-            left = _put_in_place(plan, blobs)
-        self._say(f"{plan.lane_id}: pulled, {gib(plan.size_bytes)} at {_commits(plan.pins)}")
+            was_done = plan.is_done
+            if not was_done:
+                blobs = _Blobs(plan.folder.staging / "blobs")
+                _gather(self._hub, plan, blobs, _Reusable(self._hub, self._models_dir))
+                left = _put_in_place(plan, blobs) or left
+            shutil.rmtree(plan.folder.staging, ignore_errors=True)
+        what = "complete" if was_done else "pulled"
+        self._say(f"{plan.lane_id}: {what}, {gib(plan.size_bytes)} at {_commits(plan.pins)}")
         if left is not None:
             self._say(f"{plan.lane_id}: files that are not ours were in its folder; they are in {left} now")
 
@@ -211,9 +213,10 @@ class _Blobs:
 
 
 class _Reusable:
-    """Files on this disk that may have what is wanted: of all lanes by sha256, of the lane itself by path."""
+    """Files on this disk that may have what is wanted: other lanes', the lane's own, the hub library's cache."""
 
-    def __init__(self, models_dir: Path) -> None:
+    def __init__(self, hub: Hub, models_dir: Path) -> None:
+        self._hub = hub
         self._by_sha256: dict[str, Path] = {}
         folders = (path.parent for path in models_dir.glob(f"*/{RECORD}"))
         for folder in (Folder(models_dir=models_dir, lane_id=path.name) for path in folders):
@@ -230,7 +233,8 @@ class _Reusable:
     def candidate(self, plan: Plan, file: WantedFile) -> Path | None:
         """By name and size only: the content is checked when it is taken."""
         known = self._by_sha256.get(file.published.sha256 or "")
-        for path in (known, plan.folder.path / file.path):
+        cached = self._hub.cached(file.source, file.published)
+        for path in (known, plan.folder.path / file.path, cached):
             if path is not None and path.is_file() and path.stat().st_size == file.published.size:
                 return path
         return None
@@ -243,8 +247,15 @@ def _missing_bytes(plan: Plan, reusable: _Reusable) -> int:
     return sum(
         file.published.size - blobs.there_bytes(file)
         for file in plan.contents.values()
-        if reusable.candidate(plan, file) is None
+        if not _is_free(reusable.candidate(plan, file), plan.folder)
     )
+
+
+def _is_free(candidate: Path | None, folder: Folder) -> bool:
+    """Whether taking it over takes no space: a hard link within one file system."""
+    if candidate is None:
+        return False
+    return candidate.stat().st_dev == _existing(folder.models_dir).stat().st_dev
 
 
 def _gather(hub: Hub, plan: Plan, blobs: _Blobs, reusable: _Reusable) -> None:
@@ -314,13 +325,10 @@ def _put_in_place(plan: Plan, blobs: _Blobs) -> Path | None:
     tree = staging / "tree"
     shutil.rmtree(tree, ignore_errors=True)
     _build(tree, plan, blobs)
-    old = staging / "old"
     if folder.exists():
-        folder.rename(old)
+        folder.rename(staging / "old")
     tree.rename(folder)
-    left = _keep_foreign(old, plan.folder) if old.exists() else None
-    shutil.rmtree(staging)
-    return left
+    return _settle_swap(plan.folder)
 
 
 def _build(tree: Path, plan: Plan, blobs: _Blobs) -> None:
@@ -336,11 +344,19 @@ def _build(tree: Path, plan: Plan, blobs: _Blobs) -> None:
     write_record(tree, Record(lane_id=plan.lane_id, pins=plan.pins, files=tuple(files)))
 
 
-def _restore_interrupted_swap(folder: Folder) -> None:
-    """A pull that was killed between its two renames left the old folder in the staging folder."""
+def _settle_swap(folder: Folder) -> Path | None:
+    """What follows a swap, also one that was killed in the middle: an older folder is put back where nothing replaced
+    it, and cleared away where something did. Returns where its foreign files are, None without any.
+    """
     old = folder.staging / "old"
-    if old.exists() and not folder.path.exists():
+    if not old.exists():
+        return None
+    if not folder.path.exists():
         old.rename(folder.path)
+        return None
+    left = _keep_foreign(old, folder)
+    shutil.rmtree(old, ignore_errors=True)
+    return left
 
 
 def _keep_foreign(old: Path, folder: Folder) -> Path | None:
@@ -401,7 +417,7 @@ def _is_content(path: Path, file: WantedFile) -> bool:
 def _link(source: Path, target: Path) -> None:
     """A second name for the same bytes; a copy where the file system has no hard links (exFAT)."""
     try:
-        os.link(source, target)
+        os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
 
