@@ -142,6 +142,48 @@ class Needs:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Token:
+    """What one token of the denoiser covers of the clip; of `frames` k there are (F - 1) // k + 1 latent frames."""
+
+    frames: int
+    width_px: int
+    height_px: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tflop:
+    """1e12 floating point operations of one forward of batch 1, in T latent frames of A tokens each:
+    constant + tokens T A + spatial T A^2 + temporal T^2 A + joint T^2 A^2. Zero where the architecture has no such term.
+    """
+
+    constant: Number = 0.0
+    tokens: Number = 0.0
+    spatial: Number = 0.0
+    temporal: Number = 0.0
+    joint: Number = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Guidance:
+    """Classifier-free guidance: on when the call passes more than 1 for `keyword` (a missing keyword = on).
+
+    doubles: what a guided step has twice: `forwards`, or the `batch` of one forward.
+    """
+
+    keyword: str
+    doubles: Literal["forwards", "batch"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cost:
+    """What a clip costs, counted from the full-size architecture. guidance: None where a step is never guided."""
+
+    token: Token
+    tflop: Tflop
+    guidance: Guidance | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Rung:
     """One step of the low-memory ladder.
 
@@ -205,6 +247,7 @@ class Lane:
     ladder: tuple[Rung, ...]
     components: Mapping[str, Component] = field(default_factory=dict)
     miniature: Miniature = Miniature()
+    cost: Cost | None = None
     audio: Literal["dropped"] | None = None
     content: Content = field(metadata={"key": None}, repr=False, compare=False)
 
