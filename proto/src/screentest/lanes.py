@@ -6,18 +6,17 @@ Standard library only, because the supervisor, the scheduler and the CLI all rea
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import tomllib
-import types
 from collections.abc import Mapping
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Final, Literal, cast
 
 from screentest import subjects
 from screentest.errors import BadRequest
+from screentest.strict import read_table, require, unknown_key
 
 Weights = Literal["hub", "miniature", "full-random"]
 Task = Literal["t2v", "i2v"]
@@ -153,7 +152,7 @@ class Token:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tflop:
     """1e12 floating point operations of one forward of batch 1, in T latent frames of A tokens each:
-    constant + tokens T A + spatial T A^2 + temporal T^2 A + joint T^2 A^2. Zero where the architecture has no such term.
+    constant + tokens T A + spatial T A^2 + temporal T^2 A + joint T^2 A^2. Zero where an architecture has no such term.
     """
 
     constant: Number = 0.0
@@ -299,7 +298,7 @@ def load_lane(path: Path) -> Lane:
 def from_json(content: Content, source: str) -> Lane:
     """A lane from the content of its file. `source` names it in errors."""
     _check_id(content.get("id"), source)
-    lane = cast("Lane", _read_table(Lane, content, source, "", {"content": content}))
+    lane = cast("Lane", read_table(Lane, content, source, "", {"content": content}))
     _check(lane, source)
     return lane
 
@@ -333,16 +332,16 @@ def _check(lane: Lane, source: str) -> None:
     taken = (*lane.parameters, "fps", *(SIZE_NAMES if lane.constraints.size_follows_keyframe else ()))
     _check_names(lane.defaults, taken, source, "defaults")
     _check_names(lane.miniature.defaults, taken, source, "miniature.defaults")
-    _require((lane.task == "i2v") == lane.takes("keyframe"), source, "parameters.keyframe", _KEYFRAME_RULE)
-    _require("fps" in lane.defaults, source, "defaults.fps", "is missing: the encoder needs a rate")
-    _require("default" in lane.pipeline.dtype, source, "pipeline.dtype", "wants a 'default'")
+    require((lane.task == "i2v") == lane.takes("keyframe"), source, "parameters.keyframe", _KEYFRAME_RULE)
+    require("fps" in lane.defaults, source, "defaults.fps", "is missing: the encoder needs a rate")
+    require("default" in lane.pipeline.dtype, source, "pipeline.dtype", "wants a 'default'")
     _check_names(lane.pipeline.dtype, ("default", *lane.components), source, "pipeline.dtype")
-    _require(bool(lane.ladder) and lane.ladder[0].name == "resident", source, "ladder", "must begin with 'resident'")
+    require(bool(lane.ladder) and lane.ladder[0].name == "resident", source, "ladder", "must begin with 'resident'")
     template = lane.pipeline.prompt_template
-    _require(template is None or "{prompt}" in template, source, "pipeline.prompt_template", "lacks '{prompt}'")
+    require(template is None or "{prompt}" in template, source, "pipeline.prompt_template", "lacks '{prompt}'")
     _check_assembly(lane, source)
     for limit in (lane.constraints.frames.minimum, lane.constraints.frames.maximum):
-        _require(lane.constraints.frames.is_legal(limit), source, "constraints.frames", f"{limit} is itself not legal")
+        require(lane.constraints.frames.is_legal(limit), source, "constraints.frames", f"{limit} is itself not legal")
     for weights, where in (("hub", "defaults"), ("miniature", "miniature.defaults")):
         _check_settings(lane, lane.defaults_for(cast("Weights", weights)), source, where)
 
@@ -352,8 +351,8 @@ def _check_assembly(lane: Lane, source: str) -> None:
     if lane.model is None:
         return
     root, is_assembled = lane.model.root_component, lane.model.base_repo is not None
-    _require((root is not None) == is_assembled, source, "model.root_component", _ROOT_RULE)
-    _require(root is None or root in lane.components, source, "model.root_component", f"{root!r} is no component")
+    require((root is not None) == is_assembled, source, "model.root_component", _ROOT_RULE)
+    require(root is None or root in lane.components, source, "model.root_component", f"{root!r} is no component")
 
 
 _ROOT_RULE: Final = "must be there exactly when model.base_repo is"
@@ -367,19 +366,19 @@ def _check_keywords(lane: Lane, source: str) -> None:
         if dot and component not in lane.components:
             raise BadRequest(f"{source}: parameters.{name}: {keyword!r}: there is no components.{component}")
     for name in SIZE_NAMES:
-        _require(
+        require(
             lane.takes(name) != lane.constraints.size_follows_keyframe,
             source,
             f"parameters.{name}",
             "must be there, unless constraints.size_follows_keyframe is true",
         )
     follows = lane.constraints.size_follows_keyframe
-    _require(not follows or lane.task == "i2v", source, "constraints.size_follows_keyframe", "wants the task 'i2v'")
+    require(not follows or lane.task == "i2v", source, "constraints.size_follows_keyframe", "wants the task 'i2v'")
 
 
 def _check_settings(lane: Lane, settings: Mapping[str, Value], source: str, where: str) -> None:
     frames = settings.get("num_frames")
-    _require(
+    require(
         isinstance(frames, int) and lane.constraints.frames.is_legal(frames),
         source,
         f"{where}.num_frames",
@@ -387,7 +386,7 @@ def _check_settings(lane: Lane, settings: Mapping[str, Value], source: str, wher
     )
     for name in SIZE_NAMES:
         length = settings.get(name)
-        _require(
+        require(
             isinstance(length, int) and lane.constraints.nearest_px(length) == length,
             source,
             f"{where}.{name}",
@@ -398,89 +397,4 @@ def _check_settings(lane: Lane, settings: Mapping[str, Value], source: str, wher
 def _check_names(names: Mapping[str, Any], legal: tuple[str, ...], source: str, where: str) -> None:
     for name in names:
         if name not in legal:
-            raise BadRequest(_unknown_key(source, where, name, legal))
-
-
-def _require(holds: bool, source: str, where: str, rule: str) -> None:
-    if not holds:
-        raise BadRequest(f"{source}: {where}: {rule}")
-
-
-def _unknown_key(source: str, where: str, key: str, legal: tuple[str, ...]) -> str:
-    nearest = difflib.get_close_matches(key, legal, n=1, cutoff=0.5)
-    hint = f"did you mean {nearest[0]!r}?" if nearest else f"legal are {', '.join(legal)}"
-    return f"{source}: unknown key {_join(where, key)!r}; {hint}"
-
-
-def _join(where: str, key: str) -> str:
-    return f"{where}.{key}" if where else key
-
-
-def _toml_key(part: Field[Any]) -> str | None:
-    """The key of a field in the file (`class` cannot be a Python name); None for a field that is not in the file."""
-    return cast("str | None", part.metadata.get("key", part.name))
-
-
-def _read_table(kind: type, table: Any, source: str, where: str, given: Mapping[str, Any] | None = None) -> Any:
-    """A dataclass from a table, every key known and every value typed."""
-    if not isinstance(table, dict):
-        raise BadRequest(f"{source}: {where}: wants a table, got {table!r}")
-    hints = get_type_hints(kind)
-    parts = {key: part for part in fields(kind) if (key := _toml_key(part)) is not None}
-    for key in table:
-        if key not in parts:
-            raise BadRequest(_unknown_key(source, where, key, tuple(parts)))
-    values: dict[str, Any] = dict(given or {})
-    for key, part in parts.items():
-        if key in table:
-            values[part.name] = _read(table[key], hints[part.name], source, _join(where, key))
-        elif part.default is MISSING and part.default_factory is MISSING:
-            raise BadRequest(f"{source}: {_join(where, key)!r} is missing")
-    return kind(**values)
-
-
-def _read(value: Any, hint: Any, source: str, where: str) -> Any:
-    """The value as its field wants it. TOML has no null, so None never occurs in a file."""
-    hint = _without_none(hint)
-    origin, args = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return value
-    if isinstance(hint, type) and is_dataclass(hint):
-        return _read_table(hint, value, source, where)
-    if origin is tuple:
-        _require(isinstance(value, list), source, where, f"wants a list, got {value!r}")
-        return tuple(_read(item, args[0], source, f"{where}[{index}]") for index, item in enumerate(value))
-    if origin is Mapping:
-        _require(isinstance(value, dict), source, where, f"wants a table, got {value!r}")
-        return {key: _read(item, args[1], source, _join(where, key)) for key, item in value.items()}
-    return _read_scalar(value, hint, source, where)
-
-
-def _read_scalar(value: Any, hint: Any, source: str, where: str) -> Any:
-    legal = _scalars(hint)
-    choices = tuple(choice for choice in legal if isinstance(choice, str))
-    if choices:
-        _require(value in choices, source, where, f"{value!r} is none of {', '.join(choices)}")
-        return value
-    _require(type(value) in legal, source, where, f"wants {_type_names(legal)}, got {value!r}")
-    return value
-
-
-def _without_none(hint: Any) -> Any:
-    """`X` of `X | None`; a union of several types stays as it is."""
-    if get_origin(hint) not in (Union, types.UnionType):
-        return hint
-    kinds = [kind for kind in get_args(hint) if kind is not type(None)]
-    return kinds[0] if len(kinds) == 1 else hint
-
-
-def _scalars(hint: Any) -> tuple[Any, ...]:
-    """The legal types, or the legal words of a Literal, of a scalar field."""
-    if get_origin(hint) in (Union, types.UnionType):
-        return tuple(kind for kind in get_args(hint) if kind is not type(None))
-    return get_args(hint) if get_origin(hint) is Literal else (hint,)
-
-
-def _type_names(kinds: tuple[Any, ...]) -> str:
-    names = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
-    return " or ".join(names[kind] for kind in kinds)
+            raise BadRequest(unknown_key(source, where, name, legal))
