@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from screentest.records import JobSpec, Process, ProofKind
+from screentest.records import DeviceFault, JobSpec, Process, ProofKind, Stamp
 from screentest_scheduler import admission, transitions
 from screentest_scheduler.admission import Candidate, Slot
 from tests.made_sweeps import plan, proof, record, specs, stamp
@@ -139,3 +139,33 @@ def test_a_device_unproven_for_too_long_is_drained_naming_who_holds_it() -> None
 
 def test_a_clean_device_is_never_drained() -> None:
     assert admission.drain_reason(proof(), 1e9) == ""
+
+
+def fault(second: int, *, ends_attempts: bool = True) -> DeviceFault:
+    return DeviceFault(
+        host="local",
+        device="gpu-0",
+        gpu_uuid="GPU-aaaa",
+        xid=79,
+        cause="XID 79: GPU has fallen off the bus",
+        ends_attempts=ends_attempts,
+        stamp=stamp(second),
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "drained_for", "undrained", "is_news"),
+    [
+        (fault(5), None, None, True),
+        (fault(5), None, stamp(4), True),
+        (fault(5), None, stamp(6), False),  # telemetry repeats it; somebody has looked meanwhile
+        (fault(5), fault(5), None, False),
+        (fault(5), fault(3), None, False),
+        (fault(5), fault(3, ends_attempts=False), None, True),
+        (fault(5, ends_attempts=False), fault(3, ends_attempts=False), None, False),
+    ],
+)
+def test_a_fault_drains_once_and_again_only_when_it_is_worse_or_after_somebody_looked(
+    new: DeviceFault, drained_for: DeviceFault | None, undrained: Stamp | None, is_news: bool
+) -> None:
+    assert admission.is_news(new, drained_for, undrained) is is_news

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from screentest.records import Proof, ProofKind
-from screentest_scheduler.transitions import Entry
+from screentest.records import DeviceFault, Proof, ProofKind, Stamp
+from screentest_scheduler.transitions import Entry, elapsed_s
 
 # How long a device may stay unproven before a person must look: Slurm's unkillable-step timeout is the same.
 DRAIN_AFTER_S = 60.0
@@ -27,6 +27,7 @@ class Slot:
     """One device as admission sees it.
 
     ``holder``: the job whose attempt still needs the device. ``loaded_lane``: whose runner holds it, warm or working.
+    ``fault``: what it is drained for, None = not drained, or for another reason.
     """
 
     host: str
@@ -34,6 +35,12 @@ class Slot:
     drained_reason: str
     holder: str
     loaded_lane: str
+    fault: DeviceFault | None = None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whatever runs on the device has to end."""
+        return self.fault is not None and self.fault.ends_attempts
 
     @property
     def name(self) -> str:
@@ -72,9 +79,16 @@ def proof_kind(slot: Slot, candidate: Candidate) -> ProofKind:
     return ProofKind.CONTINUE if slot.loaded_lane == candidate.entry.spec.lane_id else ProofKind.HANDOVER
 
 
-def drain_reason(proof: Proof, unproven_s: float) -> str:
+def is_news(fault: DeviceFault, drained_for: DeviceFault | None, undrained: Stamp | None) -> bool:
+    """Whether to drain for this fault. Not when a person has looked since, nor again for what is no worse."""
+    if undrained is not None and elapsed_s(undrained, fault.stamp) <= 0:
+        return False
+    return drained_for is None or (fault.ends_attempts and not drained_for.ends_attempts)
+
+
+def drain_reason(proof: Proof, unproven_s: float, drain_after_s: float = DRAIN_AFTER_S) -> str:
     """Why the device must be drained now; empty while it is clean or may still become so."""
-    if proof.clean or unproven_s < DRAIN_AFTER_S:
+    if proof.clean or unproven_s < drain_after_s:
         return ""
     processes = ", ".join(f"pid {item.pid} {item.command}".strip() for item in (*proof.lock_holders, *proof.processes))
     return f"{proof.reason} for {unproven_s:.0f} s{f' ({processes})' if processes else ''}"

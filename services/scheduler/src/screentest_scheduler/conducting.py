@@ -21,8 +21,10 @@ from screentest.records import (
     Command,
     CommandReply,
     Completed,
+    DeviceFault,
     Dispatch,
     Drained,
+    EndAttempt,
     Failed,
     FailureClass,
     JobState,
@@ -35,6 +37,7 @@ from screentest.records import (
 )
 from screentest_scheduler import admission, transitions
 from screentest_scheduler.admission import Candidate, Slot
+from screentest_scheduler.faults import Faults
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger, subject_of
 from screentest_scheduler.planning import is_cpu
@@ -83,6 +86,7 @@ class Conductor:
         devices: tuple[tuple[str, str], ...],
         *,
         ack_wait_s: float,
+        drain_after_s: float,
     ):
         self._bus = bus
         self._store = store
@@ -90,14 +94,17 @@ class Conductor:
         self._journal = journal
         self._devices = devices
         self._ack_wait_s = ack_wait_s
+        self._drain_after_s = drain_after_s
         self._consumers: set[tuple[str, str, str]] = set()
         self._completing: set[str] = set()
         self._changed = asyncio.Event()
         self._turns: dict[tuple[str, str], Turn] = {}
         self._cancel_sent_ns: dict[str, int] = {}
+        self._fault_sent_ns: dict[str, int] = {}
         self._redispatched_ns: dict[str, int] = {}
         self.presence = Presence(self.wake)
         self.telemetry = Telemetry(bus)
+        self.faults = Faults(ledger, journal, self.wake)
         self.settler = Settler(bus, ledger, journal, self.presence, self.telemetry)
 
     def wake(self) -> None:
@@ -213,6 +220,7 @@ class Conductor:
         await self._journal.append_job(entry, transitions.state_after(ending), ending)
         self.presence.forget(entry.spec.job_id)
         self._cancel_sent_ns.pop(entry.spec.job_id, None)
+        self._fault_sent_ns.pop(entry.spec.job_id, None)
         self._redispatched_ns.pop(entry.spec.job_id, None)
         self.wake()
 
@@ -232,13 +240,23 @@ class Conductor:
             and entry.cancel_by
             and self._due(self._cancel_sent_ns, entry, CANCEL_EVERY_S)
         ):
-            command = CancelAttempt(job_id=entry.spec.job_id, attempt=entry.attempt)
-            spec = entry.spec
-            await self._bus.publish(
-                subjects.command(spec.host, spec.device, spec.lane_id), wire.encode(Command(body=command))
-            )
+            await self._order(entry, CancelAttempt(job_id=entry.spec.job_id, attempt=entry.attempt))
+        fault = self._ledger.device(entry.spec.host, entry.spec.device).fault
+        if fault is not None and self._is_below(fault, entry) and self._due(self._fault_sent_ns, entry, CANCEL_EVERY_S):
+            await self._order(entry, EndAttempt(job_id=entry.spec.job_id, attempt=entry.attempt, cause=fault.cause))
         if entry.state is JobState.ADMITTED and self._due(self._redispatched_ns, entry, REDISPATCH_EVERY_S):
             await self._dispatch(entry)
+
+    async def _order(self, entry: Entry, body: CancelAttempt | EndAttempt) -> None:
+        subject = subjects.command(entry.spec.host, entry.spec.device, entry.spec.lane_id)
+        await self._bus.publish(subject, wire.encode(Command(body=body)))
+
+    def _is_below(self, fault: DeviceFault, entry: Entry) -> bool:
+        """Whether the device failed below this attempt: one that only encodes or uploads has let go of it."""
+        if not fault.ends_attempts:
+            return False
+        holder = self._holder(entry.spec.host, entry.spec.device)
+        return holder is not None and holder.spec.job_id == entry.spec.job_id
 
     def _due(self, sent: dict[str, int], entry: Entry, every_s: float) -> bool:
         now_ns = clock.boottime_ns()
@@ -255,14 +273,15 @@ class Conductor:
         return tuple(dict.fromkeys((*self._devices, *sorted(addressed))))
 
     def slot(self, host: str, device: str) -> Slot:
-        state = self._ledger.devices.get((host, device))
+        state = self._ledger.device(host, device)
         holder = self._holder(host, device)
         runners = self.presence.runners(host, device)
         loaded = holder.spec.lane_id if holder else (runners[0].lane_id if runners else "")
         return Slot(
             host=host,
             device=device,
-            drained_reason=state.drained_reason if state else "",
+            drained_reason=state.drained_reason,
+            fault=state.fault,
             holder=holder.spec.job_id if holder else "",
             loaded_lane=loaded,
         )
@@ -315,6 +334,9 @@ class Conductor:
         if not await self._is_certain(turn):
             return
         slot = self.slot(*place)
+        if slot.has_failed and not slot.holder:
+            await self._retire_others(place, "", turn)  # a warm runner's context died with the device
+            return
         if slot.holder and not self._may_prepare(slot):
             return
         alive = self.presence.lanes_alive(*place)
@@ -373,11 +395,14 @@ class Conductor:
         await self._bus.publish(subjects.command(slot.host, slot.device, lane_id), wire.encode(Command(body=Prepare())))
 
     async def _retire_others(self, place: tuple[str, str], lane_id: str, turn: Turn) -> None:
-        """Warm runners of other lanes let go, and so do prepared ones that were not chosen after all."""
+        """Warm runners of other lanes let go, and so do prepared ones that were not chosen after all.
+
+        ``lane_id`` empty: all of them.
+        """
         holding = {alive.lane_id for alive in self.presence.runners(*place)}
         turn.prepared &= self.presence.lanes_alive(*place)  # a worker that is gone took its interpreter along
         for other in sorted((holding | turn.prepared) - {lane_id}):
-            command = Command(body=Retire(reason=f"{lane_id} is next"))
+            command = Command(body=Retire(reason=f"{lane_id} is next" if lane_id else "the device has failed"))
             try:
                 reply = await self._command(place, other, command, RETIRE_TIMEOUT_S)
             except Unavailable:
@@ -393,13 +418,17 @@ class Conductor:
         kind = admission.proof_kind(slot, chosen)
         runner = self._runner_of(slot, chosen.entry.spec.lane_id) if kind is ProofKind.CONTINUE else None
         proof = await self.telemetry.proof(slot.host, slot.device, kind, runner)
+        if proof is not None and proof.fault is not None and await self.faults.take(proof.fault, proof):
+            self._proven(turn)
+            return False
         if proof is not None and proof.clean:
             self._proven(turn)
             return True
         turn.unproven = proof.reason if proof else f"telemetry of {slot.host} does not answer"
         now_ns = clock.boottime_ns()
         turn.unproven_since_ns = turn.unproven_since_ns or now_ns
-        reason = admission.drain_reason(proof, (now_ns - turn.unproven_since_ns) / 1e9) if proof else ""
+        unproven_s = (now_ns - turn.unproven_since_ns) / 1e9
+        reason = admission.drain_reason(proof, unproven_s, self._drain_after_s) if proof else ""
         if reason:
             await self._journal.append_control(slot.host, slot.device, Drained(reason=reason, proof=proof))
             self._proven(turn)
@@ -433,8 +462,7 @@ class Conductor:
         raise NotPossibleNow(f"job {job_id} changes too fast to cancel it; try again")
 
     async def undrain(self, host: str, device: str, by: str) -> None:
-        state = self._ledger.devices.get((host, device))
-        if state is None or not state.drained_reason:
+        if not self._ledger.device(host, device).drained_reason:
             raise NotPossibleNow(f"{host}/{device} is not drained")
         await self._journal.append_control(host, device, Undrained(by=by))
         self.wake()

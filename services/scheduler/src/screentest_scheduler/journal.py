@@ -28,7 +28,7 @@ from screentest.records import (
     Undrained,
 )
 from screentest_scheduler import planning
-from screentest_scheduler.ledger import DeviceState, Ledger, SweepState, subject_of
+from screentest_scheduler.ledger import Ledger, SweepState, subject_of
 from screentest_scheduler.transitions import Entry
 
 log = structlog.get_logger()
@@ -169,7 +169,7 @@ class Journal:
         log.info(f"sweep_{_snake(type(body).__name__)}", sweep=sweep_id)
 
     async def append_control(self, host: str, device: str, body: Drained | Undrained) -> None:
-        state = self._ledger.devices.get((host, device), DeviceState())
+        state = self._ledger.device(host, device)
         event = ControlEvent(event_id=clock.new_event_id(), host=host, device=device, stamp=clock.stamp(), body=body)
         subject = subjects.control(host, device)
         sequence = await self._append(subject, wire.encode(event), state.sequence, event.event_id)

@@ -13,6 +13,7 @@ from screentest.records import (
     AttemptEnded,
     ControlEvent,
     Counts,
+    DeviceFault,
     Drained,
     FindingEdited,
     JobEvent,
@@ -22,6 +23,7 @@ from screentest.records import (
     PrioritySet,
     RestoreBegun,
     RetryRequested,
+    Stamp,
     Submitted,
     SweepArchived,
     SweepEvent,
@@ -73,8 +75,12 @@ class ArchivedSweep:
 
 @dataclass(slots=True)
 class DeviceState:
+    """``fault``: what it is drained for, if telemetry reported one. ``undrained``: when a person looked last."""
+
     sequence: int = 0
     drained_reason: str = ""
+    fault: DeviceFault | None = None
+    undrained: Stamp | None = None
 
 
 class Ledger:
@@ -113,6 +119,10 @@ class Ledger:
         """Of every sweep that a list shows, by id."""
         archived = {sweep_id: sweep.body.record.submitted_at for sweep_id, sweep in self.archived.items()}
         return archived | {sweep_id: sweep.record.submitted_at for sweep_id, sweep in self.sweeps.items()}
+
+    def device(self, host: str, device: str) -> DeviceState:
+        """As new when nothing was ever written about it."""
+        return self.devices.get((host, device), DeviceState())
 
     def job(self, job_id: str) -> Entry:
         found = self.jobs.get(job_id)
@@ -267,10 +277,10 @@ class Ledger:
             return
         device.sequence = sequence
         match event.body:
-            case Drained(reason=reason):
-                device.drained_reason = reason
+            case Drained(reason=reason, fault=fault):
+                device.drained_reason, device.fault = reason, fault
             case Undrained():
-                device.drained_reason = ""
+                device.drained_reason, device.fault, device.undrained = "", None, event.stamp
 
     def _add_sweep(self, record: SweepRecord, changed_at: datetime, sequence: int) -> None:
         if record.sweep_id in self.sweeps:

@@ -53,9 +53,18 @@ async def _serve(
     ledger = Ledger()
     journal = Journal(bus, ledger)
     await journal.replay()
-    conductor = Conductor(bus, store, ledger, journal, places, ack_wait_s=settings.ack_wait_s)
+    conductor = Conductor(
+        bus,
+        store,
+        ledger,
+        journal,
+        places,
+        ack_wait_s=settings.ack_wait_s,
+        drain_after_s=settings.drain_after_s,
+    )
     await conductor.make_consumers(catalogue)
     await conductor.presence.listen(bus)
+    await conductor.faults.listen(bus)
     archiver = Archiver(
         bus,
         ledger,

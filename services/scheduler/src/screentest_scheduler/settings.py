@@ -8,11 +8,13 @@ from pydantic import Field, field_validator
 
 from screentest.kit.config import ServiceSettings
 from screentest.subjects import check_id
+from screentest_scheduler.admission import DRAIN_AFTER_S
 
 
 class SchedulerSettings(ServiceSettings):
     """``devices``: comma-separated devices of this host; ``grpc_token_file`` unset = no token asked (tests only).
 
+    ``drain_after_s``: how long a device may stay not proven clean before nothing starts there without a person.
     ``archive_after_s``: rest before a settled sweep, or a later vote or retry, is archived; the last vitals come along.
     ``archive_kept_s``: how long an archived sweep stays in EVENTS after its last event; then its verified archive in
     the depot is all there is of its jobs, and `screentest restore` brings them back. ``archive_every_s``: between two
@@ -26,6 +28,7 @@ class SchedulerSettings(ServiceSettings):
     devices: str = "cpu-0"
     ack_wait_s: float = 30.0
     heartbeat_s: float = 10.0
+    drain_after_s: float = Field(default=DRAIN_AFTER_S, gt=0)
     archive_after_s: float = Field(default=60.0, ge=0)
     archive_kept_s: float = Field(default=30 * 24 * 3600.0, ge=0)
     archive_every_s: float = Field(default=10.0, gt=0)
