@@ -49,7 +49,7 @@ class Scheduler:
     """The real process; a test may kill and restart it."""
 
     def __init__(self, environment: dict[str, str], port: int, log: Path) -> None:
-        self._environment = environment
+        self.environment = environment
         self._log = log
         self.address = f"127.0.0.1:{port}"
         self._process: subprocess.Popen[bytes] | None = None
@@ -57,7 +57,7 @@ class Scheduler:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "screentest_scheduler.main"], env=self._environment, stderr=log
+                [sys.executable, "-m", "screentest_scheduler.main"], env=self.environment, stderr=log
             )
         deadline = time.monotonic() + 30
         while not self._answers():
@@ -97,6 +97,7 @@ class HandWorker:
     is_clean: bool = True
     job_id: str | None = None
     commands: list[object] = field(default_factory=list)
+    reply: CommandReply = field(default_factory=lambda: CommandReply(done=True))
 
     async def start(self) -> None:
         await self.bus.answer(subjects.command("local", "cpu-0", self.lane_id), self._on_command)
@@ -122,7 +123,7 @@ class HandWorker:
     async def _on_command(self, _subject: str, payload: bytes) -> bytes:
         command = wire.decode(payload, Command)
         self.commands.append(command.body)
-        return wire.encode(CommandReply(done=True))
+        return wire.encode(self.reply)
 
     async def take(self, timeout_s: float = 10.0) -> tuple[Delivery, Dispatch] | None:
         puller = await self.bus.lane_puller("local", "cpu-0", self.lane_id)

@@ -53,6 +53,19 @@ def scheduler(nats_server: RunningServer, depot: Depot, tmp_path: Path) -> Itera
 
 
 @pytest.fixture
+def laddered_scheduler(scheduler: Scheduler, tmp_path: Path) -> Scheduler:
+    """The scheduler with a stub lane of three rungs."""
+    folder = tmp_path / "lanes"
+    folder.mkdir()
+    text = (ROOT / "deploy" / "lanes" / "stub.toml").read_text()
+    (folder / "stub.toml").write_text(text + '\n[[ladder]]\nname = "lean"\n\n[[ladder]]\nname = "fp8"\n')
+    scheduler.kill()
+    scheduler.environment["SCREENTEST_LANES_DIR"] = str(folder)
+    scheduler.start()
+    return scheduler
+
+
+@pytest.fixture
 async def worker(bus: Bus, depot: Depot) -> AsyncIterator[HandWorker]:
     hand = HandWorker(bus=bus, depot=depot, lane_id="stub")
 

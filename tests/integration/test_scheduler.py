@@ -15,16 +15,19 @@ from screentest.records import (
     ArtifactKind,
     CancelAttempt,
     CancelRequested,
+    CommandReply,
     Dispatch,
     FailureClass,
     Job,
     JobEvent,
     JobState,
     Keyframe,
+    LaneVerdict,
     Outcome,
     Prepare,
     SweepEvent,
     SweepSpec,
+    Verdict,
     Weights,
 )
 from screentest_scheduler.presence import ALIVE_FOR_S
@@ -370,6 +373,64 @@ async def test_a_depot_that_is_away_holds_up_only_what_needs_it(
     finally:
         depot.server.start()
     await until(scheduler, sweep_id, JobState.COMPLETED, JobState.CANCELLED, timeout_s=30)
+
+
+async def verdict(scheduler: Scheduler) -> LaneVerdict:
+    def call() -> LaneVerdict:
+        with scheduler.client() as client:
+            [found] = client.preflight(spec())
+            return found
+
+    return await asyncio.to_thread(call)
+
+
+async def test_a_workers_preflight_says_rung_memory_and_fix(scheduler: Scheduler, worker: HandWorker) -> None:
+    worker.reply = CommandReply(done=True, verdict=Verdict.OK, memory_free_bytes=7 << 30)
+    async with asyncio.timeout(10):
+        while (found := await verdict(scheduler)).memory_free_bytes is None:  # until its first heartbeat
+            await asyncio.sleep(0.1)
+    assert (found.verdict, found.memory_free_bytes) == (Verdict.OK, 7 << 30)
+    worker.reply = CommandReply(
+        done=False, verdict=Verdict.REFUSED, detail="needs 30 GiB, 7 GiB are free", fix="17 frames fit"
+    )
+    found = await verdict(scheduler)
+    assert (found.verdict, found.fix) == (Verdict.REFUSED, "17 frames fit")
+    assert found.detail == "needs 30 GiB, 7 GiB are free"
+    with pytest.raises(BadRequest, match="needs 30 GiB, 7 GiB are free; 17 frames fit"):
+        await submit(scheduler, spec())
+
+
+async def out_of_memory(worker: HandWorker, failure_class: FailureClass = FailureClass.OOM_DENOISE) -> Dispatch:
+    """The next attempt runs out of device memory."""
+    taken = await worker.take()
+    assert taken is not None
+    delivery, dispatch = taken
+    sequence = await worker.begin(dispatch)
+    await worker.finish(dispatch, sequence, Outcome(failure_class=failure_class, cause="no memory"))
+    await delivery.ack()
+    return dispatch
+
+
+async def test_a_small_card_steps_down_the_ladder_and_a_restart_keeps_the_rung(
+    laddered_scheduler: Scheduler, worker: HandWorker
+) -> None:
+    scheduler = laddered_scheduler
+    sweep_id = await submit(scheduler, spec(seeds=(1, 2)))
+    tries = [await out_of_memory(worker), await out_of_memory(worker, FailureClass.OOM_LOAD), await complete(worker)]
+    assert [(dispatch.attempt, dispatch.rung) for dispatch in tries] == [(1, 0), (2, 1), (3, 2)]
+    assert {dispatch.spec.job_id for dispatch in tries} == {tries[0].spec.job_id}
+    assert {dispatch.spec.seed for dispatch in tries} == {1}
+    second = await complete(worker)
+    assert (second.spec.seed, second.attempt, second.rung) == (2, 1, 2)
+    done = await until(scheduler, sweep_id, JobState.COMPLETED, JobState.COMPLETED)
+    assert [attempt.rung_name for attempt in done[0].attempts] == ["resident", "lean", "fp8"]
+    scheduler.kill()
+    scheduler.start()
+    later = await submit(scheduler, spec(title="Later", seeds=(3,)), request_id="r-2")
+    tries = [await out_of_memory(worker, FailureClass.OOM_DECODE)]
+    assert (tries[0].attempt, tries[0].rung) == (1, 2)
+    [job] = await until(scheduler, later, JobState.FAILED)
+    assert job.failure_class is FailureClass.OOM_DECODE
 
 
 async def test_a_prepared_lane_that_goes_away_does_not_block_its_device(

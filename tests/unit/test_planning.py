@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from screentest import wire
 from screentest.errors import BadRequest
-from screentest.lanes import Lane, load_lanes
+from screentest.lanes import Lane, Limits, load_lanes
 from screentest.records import (
+    Estimate,
     Keyframe,
     LanePlan,
     Mark,
@@ -208,7 +209,8 @@ def test_the_content_hash_knows_every_field_of_the_spec() -> None:
         ({"seeds": (1, 2, 1)}, "spec.seeds", "given twice"),
         ({"seeds": (5, -1)}, "spec.seeds[1]", "seed -1 is not between 0"),
         ({"seeds": (2**63,)}, "spec.seeds[0]", "is not between 0"),
-        ({"weights": Weights.FULL_RANDOM}, "spec.weights", "miniature or hub"),
+        ({"memory_cap_gib": 0.0}, "spec.memory_cap_gib", "0 is not above 0"),
+        ({"memory_cap_gib": float("nan")}, "spec.memory_cap_gib", "nan is not above 0"),
         ({"seeds": tuple(range(planning.MAX_JOBS + 1))}, "spec.seeds", "several sweeps"),
         ({"requested": Requested(width_px=0)}, "spec.requested.width_px", "0 is not between 16 and 8192"),
         ({"requested": Requested(height_px=9000)}, "spec.requested.height_px", "9000"),
@@ -297,6 +299,66 @@ def test_hub_weights_need_a_gpu() -> None:
     assert [lane.lane_id for lane in plan.lanes] == ["stub"]
     assert "screentest up --device gpu-0" in plan.skipped[0].reason
     assert planned(spec, ON_GPU).skipped == ()
+
+
+def test_full_size_random_weights_need_a_gpu_too() -> None:
+    spec = asked(WAN, weights=Weights.FULL_RANDOM)
+    [skipped] = planned(spec, ON_CPU).skipped
+    assert skipped.reason.startswith("full-size random weights of Wan 2.1 T2V 1.3B need a GPU; start with")
+    assert planned(spec).skipped == ()
+    assert only_lane(spec).num_frames == LANES[WAN].defaults["num_frames"]
+
+
+def test_a_memory_cap_and_the_first_rung_reach_every_job() -> None:
+    made = record(asked(WAN, memory_cap_gib=15.5))
+    jobs = planning.jobs(replace(made, lanes=(replace(made.lanes[0], first_rung=1),)))
+    assert {(job.memory_cap_gib, job.first_rung) for job in jobs} == {(15.5, 1)}
+
+
+def estimate(rung: int, clip_s: float | None, high_s: float | None = None, load_s: float | None = 20) -> Estimate:
+    return Estimate(rung=rung, rung_name=f"rung {rung}", load_s=load_s, clip_s=clip_s, high_s=high_s)
+
+
+@pytest.mark.parametrize(
+    ("estimates", "attempt_s"),
+    [
+        ((estimate(0, 400), estimate(1, 500)), 3 * 520),  # of the slowest rung
+        ((estimate(0, 40),), 600),  # never less than ten minutes
+        ((estimate(0, 4000),), 3 * 4020),  # and more than the lane's two hours where that is honest
+        ((estimate(0, 400, high_s=2000),), 2020),  # the top of its own range is no failure
+        ((estimate(0, 400, load_s=None),), 900 + 400),  # an unknown load counts with its limit
+        ((estimate(0, 400), estimate(1, None)), 7200),  # one unknown rung leaves the lane's own number
+        ((), 7200),
+    ],
+)
+def test_the_limit_follows_the_estimate(estimates: tuple[Estimate, ...], attempt_s: float) -> None:
+    lane = replace(LANES[WAN], limits=Limits(load_s=900, step_stall_s=60, attempt_s=7200))
+    limits = planning.limits(lane, estimates)
+    assert limits.attempt_s == attempt_s
+    assert (limits.load_s, limits.step_stall_s) == (900, 60)
+
+
+def test_a_plan_carries_its_estimates_and_what_they_are_of() -> None:
+    told: list[planning.Shape] = []
+
+    def estimating(lane: Lane, shape: planning.Shape, placement: Placement) -> tuple[Estimate, ...]:
+        told.append(shape)
+        return (estimate(0, 100),)
+
+    spec = asked(WAN, requested=Requested(steps=7), memory_cap_gib=16.0)
+    [made] = planning.plan(spec, LANES, everywhere(), estimating).lanes
+    assert made.estimates == (estimate(0, 100),)
+    assert made.limits.attempt_s == 600
+    assert told == [
+        planning.Shape(
+            weights=spec.weights,
+            width_px=made.width_px,
+            height_px=made.height_px,
+            num_frames=made.num_frames,
+            steps=7,
+            memory_cap_gib=16.0,
+        )
+    ]
 
 
 def test_verdicts_say_what_would_happen() -> None:

@@ -81,7 +81,7 @@ async def _serve(
         store=store,
         ledger=ledger,
         conductor=conductor,
-        submitter=Submitter(bus, ledger, journal, conductor.presence, store, catalogue, places[0]),
+        submitter=Submitter(bus, ledger, journal, conductor.presence, store, catalogue, places[0], conductor.telemetry),
         views=Views(ledger, journal, conductor, catalogue, places[0]),
         depot=depot,
         default_host=settings.host,

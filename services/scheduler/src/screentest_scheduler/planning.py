@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
 from screentest import lanes, subjects, wire
 from screentest.errors import BadRequest, FieldViolation
 from screentest.records import (
+    DeviceFacts,
+    Estimate,
     JobSpec,
     LanePlan,
     LaneVerdict,
@@ -33,21 +35,31 @@ MAX_PROMPT_CHARACTERS = 20_000
 MAX_JOBS = 20_000
 MAX_SIZE_PX = 8192
 MAX_STEPS = 1000
+MAX_MEMORY_GIB = 1024
+# An attempt that takes three times what was expected is stuck; one of seconds may meet a slow disk.
+PATIENCE = 3.0
+SHORTEST_ATTEMPT_S = 600.0
 # torch.Generator takes 64 bit; the contract's int64 is the narrower one.
 MAX_SEED = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Placement:
-    """Where a lane's jobs go, and whether a worker is there now."""
+    """Where a lane's jobs go, and whether a worker is there now. ``facts`` None = telemetry does not answer."""
 
     host: str
     device: str
     has_worker: bool
+    facts: DeviceFacts | None = None
 
     @property
     def is_cpu(self) -> bool:
         return is_cpu(self.device)
+
+    @property
+    def is_unified(self) -> bool:
+        """Host and device share their memory: nothing is gained by moving weights between them."""
+        return self.facts is not None and self.facts.memory_kind == "unified"
 
 
 def is_cpu(device: str) -> bool:
@@ -62,6 +74,27 @@ class Plan:
     lanes: tuple[LanePlan, ...]
     skipped: tuple[SkippedLane, ...]
     verdicts: tuple[LaneVerdict, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What an attempt computes, as far as time and memory depend on it."""
+
+    weights: Weights
+    width_px: int
+    height_px: int
+    num_frames: int
+    steps: int
+    memory_cap_gib: float | None
+
+
+# What each usable rung is expected to take; a tuple without a rung that this device has no use for.
+Estimating = Callable[[lanes.Lane, Shape, Placement], tuple[Estimate, ...]]
+
+
+def unestimated(lane: lanes.Lane, shape: Shape, placement: Placement) -> tuple[Estimate, ...]:
+    """Nobody knows anything."""
+    return ()
 
 
 def sweep_id(title: str, submitted_at: datetime, collision: int = 0) -> str:
@@ -83,10 +116,15 @@ def check(spec: SweepSpec, catalogue: Mapping[str, lanes.Lane]) -> None:
         raise BadRequest("; ".join(violation.description for violation in violations), violations)
 
 
-def plan(spec: SweepSpec, catalogue: Mapping[str, lanes.Lane], placements: Mapping[str, Placement]) -> Plan:
+def plan(
+    spec: SweepSpec,
+    catalogue: Mapping[str, lanes.Lane],
+    placements: Mapping[str, Placement],
+    estimating: Estimating = unestimated,
+) -> Plan:
     """Resolves every lane; BadRequest when the spec itself is wrong. A lane that cannot take part is in ``skipped``."""
     check(spec, catalogue)
-    resolved = [plan_lane(catalogue[lane_id], spec, placements[lane_id]) for lane_id in spec.lane_ids]
+    resolved = [plan_lane(catalogue[lane_id], spec, placements[lane_id], estimating) for lane_id in spec.lane_ids]
     verdicts = tuple(_verdict(item, placements) for item in resolved)
     plans = tuple(item for item in resolved if isinstance(item, LanePlan))
     skipped = tuple(item for item in resolved if isinstance(item, SkippedLane))
@@ -108,13 +146,24 @@ def require_runnable(planned: Plan, spec: SweepSpec) -> None:
     raise BadRequest(f"{told}{choice}", violations)
 
 
-def plan_lane(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> LanePlan | SkippedLane:
+def plan_lane(
+    lane: lanes.Lane, spec: SweepSpec, placement: Placement, estimating: Estimating = unestimated
+) -> LanePlan | SkippedLane:
     """One lane's parameters for this sweep, every departure from what was asked as a mark."""
     impossible = _impossible(lane, spec, placement)
     if impossible:
         return SkippedLane(lane_id=lane.id, lane_title=lane.title, reason=impossible)
     settings, marks = resolve(lane, spec)
     call = lane.pipeline_call(spec.weights.value, {**settings, "prompt": "{prompt}"})
+    shape = Shape(
+        weights=spec.weights,
+        width_px=int(settings["width_px"]),
+        height_px=int(settings["height_px"]),
+        num_frames=int(settings["num_frames"]),
+        steps=_steps(settings, call),
+        memory_cap_gib=spec.memory_cap_gib,
+    )
+    estimates = estimating(lane, shape, placement)
     return LanePlan(
         lane_id=lane.id,
         lane_title=lane.title,
@@ -122,24 +171,47 @@ def plan_lane(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> LanePl
         lane_digest=lanes.lane_digest(lane),
         host=placement.host,
         device=placement.device,
-        width_px=int(settings["width_px"]),
-        height_px=int(settings["height_px"]),
-        num_frames=int(settings["num_frames"]),
-        steps=_steps(settings, call),
+        width_px=shape.width_px,
+        height_px=shape.height_px,
+        num_frames=shape.num_frames,
+        steps=shape.steps,
         fps=float(settings["fps"]),
         call=tuple(Parameter(name=name, value=_typed(value)) for name, value in sorted(call.items())),
         marks=marks,
-        limits=Limits(
-            load_s=float(lane.limits.load_s),
-            step_stall_s=float(lane.limits.step_stall_s),
-            attempt_s=float(lane.limits.attempt_s),
-        ),
+        limits=limits(lane, estimates),
         rungs=tuple(rung.name for rung in lane.ladder),
         weights_repo=lane.model.repo if lane.model else "",
         weights_revision=lane.model.revision if lane.model else "",
         preflight=_preflight_word(marks, placement),
         prompt_keyword=lane.parameters.get("prompt", ""),
+        estimates=estimates,
     )
+
+
+def limits(lane: lanes.Lane, estimates: Iterable[Estimate]) -> Limits:
+    """The lane's own, but for the attempt: ten minutes, or three times what its slowest rung is expected to take.
+
+    Never less than the top of that estimate's own range; the lane's number stands where nothing is known, which is
+    always so for miniatures.
+    """
+    load_s = float(lane.limits.load_s)
+    found = [_patience_s(estimate, load_s) for estimate in estimates]
+    known = [seconds for seconds in found if seconds is not None]
+    is_known = bool(found) and len(known) == len(found)
+    return Limits(
+        load_s=load_s,
+        step_stall_s=float(lane.limits.step_stall_s),
+        attempt_s=max(SHORTEST_ATTEMPT_S, *known) if is_known else float(lane.limits.attempt_s),
+    )
+
+
+def _patience_s(estimate: Estimate, load_limit_s: float) -> float | None:
+    """None when the estimate knows no time. An unknown load counts with its limit."""
+    if estimate.clip_s is None:
+        return None
+    whole_s = PATIENCE * ((estimate.load_s or 0.0) + estimate.clip_s)
+    load_s = load_limit_s if estimate.load_s is None else estimate.load_s
+    return max(whole_s, load_s + (estimate.high_s or estimate.clip_s))
 
 
 def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], tuple[Mark, ...]]:
@@ -241,6 +313,8 @@ def _job(
         weights_revision=lane.weights_revision,
         expires_at=record.spec.expires_at,
         priority=record.spec.priority,
+        first_rung=lane.first_rung,
+        memory_cap_gib=record.spec.memory_cap_gib,
     )
 
 
@@ -269,8 +343,9 @@ def _violations(spec: SweepSpec, catalogue: Mapping[str, lanes.Lane]) -> Iterabl
             yield wrong(f"seeds[{index}]", f"seed {seed} is not between 0 and {MAX_SEED}")
     if len(set(spec.seeds)) != len(spec.seeds):
         yield wrong("seeds", "a seed is given twice; the same seed would make the same clip")
-    if spec.weights is Weights.FULL_RANDOM:
-        yield wrong("weights", "full-random weights come with the dress rehearsal; use miniature or hub until then")
+    if spec.memory_cap_gib is not None and not 0 < spec.memory_cap_gib <= MAX_MEMORY_GIB:
+        cap = f"memory_cap_gib {spec.memory_cap_gib:g} is not above 0 and at most {MAX_MEMORY_GIB:g}"
+        yield wrong("memory_cap_gib", f"{cap}; leave it out for the whole card")
     if len(spec.prompts) * len(spec.lane_ids) * len(spec.seeds) > MAX_JOBS:
         yield wrong("seeds", f"more than {MAX_JOBS} jobs in one sweep; submit several sweeps")
     yield from _range_violations(spec.requested)
@@ -313,8 +388,10 @@ def _impossible(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> str:
     """Why this lane cannot take part at all; empty when it can."""
     if lane.task == "i2v" and spec.keyframe is None:
         return "image-to-video needs a keyframe; give one"
-    if spec.weights is Weights.HUB and lane.device == "gpu" and placement.is_cpu:
-        return f"hub weights of {lane.title} need a GPU; start with `screentest up --device gpu-0`"
+    if spec.weights is not Weights.MINIATURE and lane.device == "gpu" and placement.is_cpu:
+        what = "hub weights" if spec.weights is Weights.HUB else "full-size random weights"
+        start = "start with `screentest up --device gpu-0`"
+        return f"{what} of {lane.title} need a GPU; {start}, or try it with --weights miniature"
     return ""
 
 

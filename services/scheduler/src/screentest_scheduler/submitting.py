@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -15,7 +15,9 @@ from screentest.kit.store import Store
 from screentest.records import (
     Command,
     CommandReply,
+    DeviceFacts,
     JobSpec,
+    LanePlan,
     LaneVerdict,
     Preflight,
     RetryRequested,
@@ -28,7 +30,8 @@ from screentest_scheduler import planning
 from screentest_scheduler.journal import Journal, new_sweep_id
 from screentest_scheduler.ledger import Ledger, SweepState
 from screentest_scheduler.planning import Placement, Plan
-from screentest_scheduler.presence import Presence
+from screentest_scheduler.presence import Place, Presence
+from screentest_scheduler.telemetry import Telemetry
 from screentest_scheduler.transitions import Entry
 
 PREFLIGHT_TIMEOUT_S = 2.0
@@ -47,7 +50,9 @@ class Submitter:
         presence: Presence,
         store: Store,
         catalogue: Mapping[str, lanes.Lane],
-        default_place: tuple[str, str],
+        default_place: Place,
+        telemetry: Telemetry,
+        estimating: planning.Estimating = planning.unestimated,
     ) -> None:
         self._bus = bus
         self._ledger = ledger
@@ -56,14 +61,15 @@ class Submitter:
         self._store = store
         self._catalogue = catalogue
         self._default_place = default_place
+        self._telemetry = telemetry
+        self._estimating = estimating
         self._pen = asyncio.Lock()
 
     async def preflight(self, spec: SweepSpec) -> Plan:
         """What would happen. Raises BadRequest when the spec itself is wrong."""
         planning.check(spec, self._catalogue)
         await self._check_keyframe(spec)
-        placements = {lane_id: self._placement(lane_id) for lane_id in spec.lane_ids}
-        planned = planning.plan(spec, self._catalogue, placements)
+        planned = planning.plan(spec, self._catalogue, await self._placements(spec.lane_ids), self._estimating)
         replies = await asyncio.gather(*(self._ask(job) for job in _first_jobs(spec, planned)))
         answers = {lane.lane_id: reply for lane, reply in zip(planned.lanes, replies, strict=True)}
         return _with_answers(planned, answers)
@@ -108,6 +114,8 @@ class Submitter:
 
     async def retry(self, entry: Entry, by: str) -> Entry:
         """A new job for the cell of a terminal one. NotPossibleNow while another job of that cell is not terminal."""
+        # Asked before anything is decided: two retries at once must not both find the cell free.
+        placements = await self._placements([entry.spec.lane_id])
         for other in self._ledger.same_cell(entry.spec):
             known = self._ledger.jobs.get(other.job_id)
             if known is None or not known.state.is_terminal:
@@ -116,17 +124,17 @@ class Submitter:
         lane = self._catalogue.get(spec.lane_id)
         if lane is not None:
             # The lane file may have been mended since: a retry runs what the lane says now, like any new job would.
-            spec = self._replanned(spec, lane)
+            spec = self._replanned(spec, lane, placements[lane.id])
         sweep = self._ledger.sweep(spec.sweep_id)
         await self._journal.append_sweep(sweep, RetryRequested(spec=spec, by=by))
         await self._journal.write_missing_jobs(spec.sweep_id)
         return self._ledger.job(spec.job_id)
 
-    def _replanned(self, spec: JobSpec, lane: lanes.Lane) -> JobSpec:
+    def _replanned(self, spec: JobSpec, lane: lanes.Lane, placement: Placement) -> JobSpec:
         if lanes.lane_digest(lane) == spec.lane_digest:
             return spec
         sweep = self._ledger.sweep(spec.sweep_id)
-        lane_plan = planning.plan_lane(lane, sweep.record.spec, self._placement(lane.id))
+        lane_plan = planning.plan_lane(lane, sweep.record.spec, placement, self._estimating)
         if isinstance(lane_plan, SkippedLane):
             raise BadRequest(f"{lane.id} cannot take part any more: {lane_plan.reason}")
         again = planning.jobs(replace(sweep.record, lanes=(lane_plan,)))
@@ -151,10 +159,15 @@ class Submitter:
             message = "this keyframe is not in the depot; upload it first and give what UploadKeyframe returns"
             raise BadRequest(message, (FieldViolation(field="spec.keyframe", description=message),))
 
-    def _placement(self, lane_id: str) -> Placement:
-        place = self._presence.place_of(lane_id)
-        host, device = place or self._default_place
-        return Placement(host=host, device=device, has_worker=place is not None)
+    async def _placements(self, lane_ids: Sequence[str]) -> dict[str, Placement]:
+        """Each device is asked once what it is."""
+        alive = {lane_id: self._presence.place_of(lane_id) for lane_id in lane_ids}
+        places = sorted({place or self._default_place for place in alive.values()})
+        facts = dict(zip(places, await asyncio.gather(*map(self._facts, places)), strict=True))
+        return {lane_id: _placement(place, self._default_place, facts) for lane_id, place in alive.items()}
+
+    async def _facts(self, place: Place) -> DeviceFacts | None:
+        return None if planning.is_cpu(place[1]) else await self._telemetry.facts(*place)
 
     async def _ask(self, job: JobSpec) -> CommandReply | None:
         """The live worker's word on the first job of its lane; None when it does not answer in time."""
@@ -168,6 +181,11 @@ class Submitter:
         except Unavailable:
             return None
         return wire.decode(payload, CommandReply)
+
+
+def _placement(place: Place | None, default: Place, facts: Mapping[Place, DeviceFacts | None]) -> Placement:
+    host, device = place or default
+    return Placement(host=host, device=device, has_worker=place is not None, facts=facts[(host, device)])
 
 
 def _first_jobs(spec: SweepSpec, planned: Plan) -> tuple[JobSpec, ...]:
@@ -187,25 +205,40 @@ def _with_answers(planned: Plan, answers: Mapping[str, CommandReply | None]) -> 
     """The plan after the workers have spoken: a lane they refuse is skipped with their reason."""
     verdicts = tuple(_after(verdict, answers.get(verdict.lane_id)) for verdict in planned.verdicts)
     refused = {verdict.lane_id: verdict for verdict in verdicts if verdict.verdict is Verdict.REFUSED}
-    silent = {lane_id for lane_id, answer in answers.items() if answer is None}
     return Plan(
-        lanes=tuple(
-            replace(lane, preflight="not preflighted: no worker answered") if lane.lane_id in silent else lane
-            for lane in planned.lanes
-            if lane.lane_id not in refused
-        ),
+        lanes=tuple(_answered(lane, answers[lane.lane_id]) for lane in planned.lanes if lane.lane_id not in refused),
         skipped=tuple(
-            SkippedLane(lane_id=verdict.lane_id, lane_title=verdict.lane_title, reason=verdict.detail)
+            SkippedLane(lane_id=verdict.lane_id, lane_title=verdict.lane_title, reason=_reason(verdict))
             for verdict in refused.values()
         ),
         verdicts=verdicts,
     )
 
 
+def _answered(lane: LanePlan, answer: CommandReply | None) -> LanePlan:
+    """What the worker of this moment adds to the plan: on which rung it can begin."""
+    if answer is None:
+        return replace(lane, preflight="not preflighted: no worker answered")
+    if answer.first_rung is None or not lane.rungs[answer.first_rung :]:
+        return lane
+    return replace(lane, first_rung=answer.first_rung)
+
+
 def _after(verdict: LaneVerdict, answer: CommandReply | None) -> LaneVerdict:
-    if verdict.verdict is Verdict.REFUSED or answer is None or answer.verdict is not Verdict.REFUSED:
+    """Planning's verdict and the worker's: whichever is worse, with the words of both."""
+    if verdict.verdict is Verdict.REFUSED or answer is None:
         return verdict
-    return replace(verdict, verdict=Verdict.REFUSED, detail=answer.detail, plan=None)
+    detail = "; ".join(dict.fromkeys(text for text in (verdict.detail, answer.detail) if text))
+    known = replace(verdict, fix=answer.fix, memory_free_bytes=answer.memory_free_bytes)
+    if answer.verdict is Verdict.REFUSED:
+        return replace(known, verdict=Verdict.REFUSED, detail=answer.detail, plan=None)
+    plan = _answered(verdict.plan, answer) if verdict.plan is not None else None
+    fixed = Verdict.FIXED if answer.verdict is Verdict.FIXED else verdict.verdict
+    return replace(known, verdict=fixed, detail=detail, plan=plan)
+
+
+def _reason(verdict: LaneVerdict) -> str:
+    return f"{verdict.detail.rstrip('.')}; {verdict.fix}" if verdict.fix else verdict.detail
 
 
 def _check_request_id(request_id: str) -> None:

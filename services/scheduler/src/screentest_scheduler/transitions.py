@@ -52,7 +52,7 @@ class Entry:
 
     ``sequence`` is the last of the job's subject: what the next append must expect. ``outcome`` is kept only while
     the attempt has ended and nothing has followed yet. ``began``: when the current attempt Started, None before that;
-    ``shared_gpu``: it found processes of strangers on the device.
+    ``is_warm``: on a loaded runner; ``shared_gpu``: it found processes of strangers on the device.
     """
 
     spec: JobSpec
@@ -63,6 +63,7 @@ class Entry:
     rung: int = 0
     admitted: Stamp | None = None
     began: Stamp | None = None
+    is_warm: bool = False
     shared_gpu: bool = False
     outcome: Outcome | None = None
     infrastructure_losses: int = 0
@@ -100,8 +101,8 @@ def apply(entry: Entry, event: JobEvent, sequence: int) -> Entry:
             return entry
         case Admitted(rung=rung):
             return replace(entry, attempt=event.attempt, rung=rung, admitted=event.stamp, began=None, outcome=None)
-        case Started(shared_gpu=shared):
-            return replace(entry, began=event.stamp, shared_gpu=shared, unstarted_losses=0)
+        case Started(warm=warm, shared_gpu=shared):
+            return replace(entry, began=event.stamp, is_warm=warm, shared_gpu=shared, unstarted_losses=0)
         case CancelRequested(by=by):
             return replace(entry, cancel_by=by)
         case AttemptEnded(outcome=outcome):

@@ -10,6 +10,8 @@ from screentest import lanes
 from screentest.errors import BadRequest, NotFound
 from screentest.records import DeviceView, Job, JobState, LaneView, Sweep, Task
 from screentest_scheduler.conducting import Conductor
+from screentest_scheduler.expecting import Expecter
+from screentest_scheduler.forecast import Expectation
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger
 from screentest_scheduler.transitions import Entry
@@ -17,6 +19,7 @@ from screentest_scheduler.watching import Cursor
 
 MAX_PAGE = 500
 DEFAULT_PAGE = 100
+UNEXPECTED = Expectation(wait_s=None, run_s=None)
 
 
 class Views:
@@ -31,6 +34,7 @@ class Views:
         self._ledger = ledger
         self._journal = journal
         self._conductor = conductor
+        self._expecter = Expecter(ledger, conductor)
         self._catalogue = catalogue
         self._default_place = default_place
 
@@ -67,7 +71,10 @@ class Views:
         return found[0]
 
     async def jobs(self, entries: Sequence[Entry]) -> list[Job]:
-        return [self._live(job) for job in await self._journal.views(entries)]
+        found = await self._journal.views(entries)
+        open_jobs = any(not job.state.is_terminal for job in found)
+        expected = self._expecter.expectations() if open_jobs else {}
+        return [self._live(job, expected.get(job.spec.job_id, UNEXPECTED)) for job in found]
 
     async def sweep_jobs(self, sweep_id: str, page_size: int, token: str) -> tuple[list[Job], str]:
         entries = {entry.spec.job_id: entry for entry in self._ledger.sweep_jobs(sweep_id)}
@@ -94,7 +101,7 @@ class Views:
             warm_lane_id=runners[0].lane_id if runners else "",
         )
 
-    def _live(self, job: Job) -> Job:
+    def _live(self, job: Job, expected: Expectation) -> Job:
         """With what only memory knows: progress of a running job, the reason of a waiting one."""
         if job.state.is_terminal:
             return job
@@ -102,7 +109,13 @@ class Views:
         progress = None
         if job.state is JobState.RUNNING:
             progress = self._conductor.presence.progress(job.spec.job_id, entry.attempt)
-        return replace(job, waits_for=self._conductor.waits_for(entry), progress=progress)
+        return replace(
+            job,
+            waits_for=self._conductor.waits_for(entry),
+            progress=progress,
+            expected_wait_s=expected.wait_s,
+            expected_run_s=expected.run_s,
+        )
 
     def _lane(self, lane: lanes.Lane) -> LaneView:
         presence = self._conductor.presence
