@@ -10,7 +10,7 @@ import hashlib
 import json
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal, cast
 
@@ -97,6 +97,10 @@ class FrameRule:
             (frames - plus) % self.multiple == 0 for plus in self.plus
         )
 
+    def at_most(self, frames: int) -> int:
+        """The greatest legal count up to `frames`; the minimum where none is so small."""
+        return next((count for count in range(frames, self.minimum, -1) if self.is_legal(count)), self.minimum)
+
     def nearest(self, frames: int) -> int:
         """The legal count nearest to `frames`; of two equally near ones the smaller, which costs less."""
         inside = min(max(frames, self.minimum), self.maximum)
@@ -115,6 +119,10 @@ class Constraints:
     size_multiple_px: int
     frames: FrameRule
     size_follows_keyframe: bool = False
+
+    def at_most_px(self, length_px: int) -> int:
+        """The greatest legal width or height up to length_px, or the least that there is."""
+        return max(length_px - length_px % self.size_multiple_px, self.size_multiple_px)
 
     def nearest_px(self, length_px: int) -> int:
         """The legal width or height nearest to length_px; of two equally near ones the smaller."""
@@ -186,13 +194,24 @@ class Cost:
 class Rung:
     """One step of the low-memory ladder.
 
-    layerwise_fp8: the denoiser is stored as float8_e4m3fn and computed in its own dtype. group_offload: denoiser and
-    text encoders stay in host memory and stream through the device (no use on unified memory).
+    drop_text_encoders: text and image encoders leave the device after encoding. vae_tiling: the VAE decodes tile by
+    tile. layerwise_fp8: the denoiser is stored as float8_e4m3fn and computed in its own dtype. group_offload: denoiser
+    and text encoders stay in host memory and stream through the device (no use on unified memory). call: keywords that
+    replace the call's. num_frames_ratio, size_ratio: of what was asked for; below 1 the picture is another one.
     """
 
     name: str
+    drop_text_encoders: bool = False
+    vae_tiling: bool = False
     layerwise_fp8: bool = False
     group_offload: Literal["block_level", "leaf_level"] | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
+    num_frames_ratio: Number = 1.0
+    size_ratio: Number = 1.0
+
+    @property
+    def changes_picture(self) -> bool:
+        return self.num_frames_ratio != 1 or self.size_ratio != 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -312,6 +331,34 @@ def lane_digest(lane: Lane) -> str:
     """sha256 in hex of the canonical JSON of the file's content; comments and layout do not count."""
     canonical = json.dumps(lane.content, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def usable_rungs(lane: Lane, unified: bool) -> tuple[int, ...]:
+    """Indices of the ladder's rungs that gain something on this kind of memory.
+
+    Streaming from host memory gains nothing where host and device share it: a rung that differs from the one before it
+    in nothing else is left out there.
+    """
+    usable: list[int] = []
+    before: Rung | None = None
+    for index, rung in enumerate(lane.ladder):
+        effect = replace(rung, name="", group_offload=None if unified else rung.group_offload)
+        if effect != before:
+            usable.append(index)
+        before = effect
+    return tuple(usable)
+
+
+def shape_at(lane: Lane, rung: int, width_px: int, height_px: int, num_frames: int) -> tuple[int, int, int]:
+    """(width_px, height_px, num_frames) that a rung makes of what was asked for; legal ones, and none larger."""
+    step = lane.ladder[rung]
+    if step.num_frames_ratio != 1:
+        num_frames = lane.constraints.frames.at_most(int(num_frames * step.num_frames_ratio))
+    if step.size_ratio != 1:
+        width_px, height_px = (
+            lane.constraints.at_most_px(int(length * step.size_ratio)) for length in (width_px, height_px)
+        )
+    return width_px, height_px, num_frames
 
 
 def _check_id(lane_id: Any, source: str) -> None:
