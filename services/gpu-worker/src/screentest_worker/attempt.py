@@ -164,6 +164,8 @@ class Turns:
                 return outcome.infrastructure(f"the runner cannot start: {error}", "preparing", "run `make envs`")
             if not isinstance(found, str):
                 return found
+            if hand.stop_reason is StopReason.GPU_FAULT:
+                return hand.stopped()
             if time.monotonic() + pause_s > deadline:
                 return outcome.not_proven(self._device, self._not_proven_s, found)
             await asyncio.sleep(pause_s)
@@ -243,6 +245,7 @@ class Turns:
             hand.sequence = last.sequence
             hand.request_stop(StopReason.CANCELLED)
         hand.has_started = True
+        hand.began_ns = clock.boottime_ns()
         hand.deadline = time.monotonic() + hand.dispatch.spec.limits.attempt_s
         self._spool.note(hand.dispatch, hand.phases.current)
         log.info("attempt_started", warm=hold.warm, runner=hold.runner.process.pid)
@@ -301,6 +304,7 @@ class Turns:
         else:
             silent = ending.failure_class in {FailureClass.STALLED, FailureClass.TIMEOUT}
             killed = await self._slot.retire(ending.cause, dump_first=silent)
+            ending = await self._blamed(hand, ending)
         self.remove_frames(hand)
         log.warning("attempt_failed", failure_class=ending.failure_class, cause=ending.cause, killed=killed)
         if hand.stop_reason is StopReason.ABANDONED:
@@ -315,6 +319,21 @@ class Turns:
         )
         text = _tail(hold.runner.child.log_path, hold.log_from) + computation.traceback.encode()
         return self._without_frames(hand, known, text[-LOG_BYTES:], self._circumstances(hand, hold))
+
+    async def _blamed(self, hand: InHand, ending: Outcome) -> Outcome:
+        """The same ending, or the device's own failure: the runner hears of that first, and in many words."""
+        if hand.stop_reason is not None or self._device.startswith("cpu"):
+            return ending
+        try:
+            fault = (await self._telemetry.proof(ProofKind.HANDOVER)).fault
+        except Unavailable as error:
+            log.warning("device_not_asked", error=str(error))
+            return ending
+        if fault is None or not fault.ends_attempts or fault.stamp.boot_id != clock.boot_id():
+            return ending
+        if fault.stamp.boottime_ns < hand.began_ns:
+            return ending
+        return outcome.gpu_fault(f"{fault.cause}; the runner's end: {ending.cause}", ending.phase)
 
     def _without_frames(
         self, hand: InHand, ending: Outcome, text: bytes = b"", circumstances: Circumstances | None = None

@@ -1,4 +1,4 @@
-"""Answers the scheduler's commands: prepare, retire, cancel, preflight."""
+"""Answers the scheduler's commands: prepare, retire, cancel, end, preflight."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from screentest.records import (
     CancelAttempt,
     Command,
     CommandReply,
+    EndAttempt,
     Preflight,
     Prepare,
     Retire,
@@ -58,6 +59,8 @@ class Commands:
                 reply = await self._retire(reason)
             case CancelAttempt(job_id=job_id, attempt=attempt):
                 reply = self._cancel(job_id, attempt)
+            case EndAttempt(job_id=job_id, attempt=attempt, cause=cause):
+                reply = self._end(job_id, attempt, cause)
             case Preflight() as asked:
                 reply = self._preflight(asked)
             case _:
@@ -89,6 +92,14 @@ class Commands:
         if hand is None:
             return CommandReply(done=False, detail=f"attempt {attempt} of job {job_id} is not here")
         hand.request_stop(StopReason.CANCELLED)
+        return CommandReply(done=True)
+
+    def _end(self, job_id: str, attempt: int, cause: str) -> CommandReply:
+        """Only what is on the device: frames that are decoded were computed before it failed."""
+        hand = self._consumer.on_device
+        if hand is None or hand.key != (job_id, attempt):
+            return CommandReply(done=False, detail=f"attempt {attempt} of job {job_id} is not on the device")
+        hand.request_stop(StopReason.GPU_FAULT, cause)
         return CommandReply(done=True)
 
     def _preflight(self, asked: Preflight) -> CommandReply:

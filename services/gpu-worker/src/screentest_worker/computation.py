@@ -27,6 +27,7 @@ from screentest_runner.protocol import (
 )
 from screentest_worker import outcome, processes
 from screentest_worker.hand import Helpers, InHand
+from screentest_worker.ledger import StopReason
 from screentest_worker.outcome import Limit
 from screentest_worker.runner import Runner, WarmKey
 from screentest_worker.supervisor import Supervisor
@@ -142,8 +143,9 @@ class Computation:
         deadline = min(until, self._hand.deadline)
         message = await _first(self._runner, self._hand.stop, deadline - time.monotonic())
         if self._hand.stop.is_set():
-            self.has_let_go = await self._call_off(message)
-            return outcome.cancelled(self._phase)
+            if self._hand.stop_reason is not StopReason.GPU_FAULT:  # a failed device lets nobody go
+                self.has_let_go = await self._call_off(message)
+            return self._hand.stopped()
         match message:
             case _Silence():
                 return self._breach(limit if deadline == until else Limit.ATTEMPT)

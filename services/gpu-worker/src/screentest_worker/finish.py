@@ -70,7 +70,7 @@ class Finisher:
             if isinstance(made, Clip):
                 clip, ending = made, replace(ending, clip=made.facts)
             else:
-                ending = _ended_without_clip(ending, made or outcome.cancelled(hand.phases.current))
+                ending = _ended_without_clip(ending, made or hand.stopped())
             ending = replace(ending, phases=hand.phases.times(clock.boottime_ns()))
         ended = spool.Ended(dispatch=hand.dispatch, outcome=ending, expected_sequence=hand.sequence)
         await asyncio.to_thread(self._write_down, ended, end, clip)

@@ -9,6 +9,7 @@ from pathlib import Path
 from screentest.kit.bus import Delivery
 from screentest.records import Dispatch, Outcome
 from screentest_runner.protocol import Decoded
+from screentest_worker import outcome
 from screentest_worker.ledger import StopReason
 from screentest_worker.manifest import Circumstances
 from screentest_worker.phases import PhaseLog, ProgressFeed
@@ -25,18 +26,27 @@ class InHand:
         self.phases = PhaseLog()
         self.sequence = dispatch.admitted_sequence  # of our last event; what AttemptEnded must follow
         self.has_started = False
+        self.began_ns = 0  # CLOCK_BOOTTIME of Started
         self.deadline: float | None = None  # time.monotonic(), of the whole attempt
         self.stop = asyncio.Event()
         self.stop_reason: StopReason | None = None
+        self.stop_cause = ""
 
     @property
     def key(self) -> tuple[str, int]:
         return self.dispatch.spec.job_id, self.dispatch.attempt
 
-    def request_stop(self, reason: StopReason) -> None:
+    def request_stop(self, reason: StopReason, cause: str = "") -> None:
         """The first reason stays."""
-        self.stop_reason = self.stop_reason or reason
+        if self.stop_reason is None:
+            self.stop_reason, self.stop_cause = reason, cause
         self.stop.set()
+
+    def stopped(self) -> Outcome:
+        """How an attempt ends that was told to stop."""
+        if self.stop_reason is StopReason.GPU_FAULT:
+            return outcome.gpu_fault(self.stop_cause, self.phases.current)
+        return outcome.cancelled(self.phases.current)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,7 @@ class StopReason(StrEnum):
 
     CANCELLED = "cancelled"  # a person asked
     ABANDONED = "abandoned"  # somebody else has ended it in the job's history
+    GPU_FAULT = "gpu_fault"  # the device failed below it
 
 
 def stop_reason(last: JobEvent | None, attempt: int) -> StopReason | None:

@@ -99,6 +99,15 @@ def from_breach(limit: Limit, seconds: float, phase: str) -> Outcome:
     return failed(FailureClass.TIMEOUT, f"{what} more than {seconds:g} s; it was {phase}", phase)
 
 
+def gpu_fault(cause: str, phase: str) -> Outcome:
+    """The device failed below the attempt: lost to the machine. The scheduler keeps the device until a person looked.
+
+    What a CUDA call alone says is no such ending: an illegal access of the model's own reads the same.
+    """
+    fix = "read the kernel log, reset the GPU, then `screentest undrain`; the job is tried again by itself"
+    return replace(failed(FailureClass.GPU_FAULT, cause, phase, fix=fix), infrastructure=True)
+
+
 def cancelled(phase: str) -> Outcome:
     return failed(FailureClass.CANCELLED, f"cancelled while {phase}" if phase else "cancelled", phase)
 
