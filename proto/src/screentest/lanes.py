@@ -361,6 +361,18 @@ def shape_at(lane: Lane, rung: int, width_px: int, height_px: int, num_frames: i
     return width_px, height_px, num_frames
 
 
+def call_at(lane: Lane, rung: int, call: Mapping[str, Any]) -> dict[str, Any]:
+    """The keyword arguments of `pipeline_call` as this rung changes them; a size that is no keyword stays as it is."""
+    changed = {**call, **lane.ladder[rung].call}
+    names = (*SIZE_NAMES, "num_frames")
+    keywords = [lane.parameters.get(name, "") for name in names]
+    asked = [changed.get(keyword, lane.defaults[name]) for name, keyword in zip(names, keywords, strict=True)]
+    for keyword, value in zip(keywords, shape_at(lane, rung, *asked), strict=True):
+        if keyword in changed:
+            changed[keyword] = value
+    return changed
+
+
 def _check_id(lane_id: Any, source: str) -> None:
     """A dot would split the NATS subject that carries the lane's id."""
     if not isinstance(lane_id, str) or not lane_id:
@@ -383,7 +395,6 @@ def _check(lane: Lane, source: str) -> None:
     require("fps" in lane.defaults, source, "defaults.fps", "is missing: the encoder needs a rate")
     require("default" in lane.pipeline.dtype, source, "pipeline.dtype", "wants a 'default'")
     _check_names(lane.pipeline.dtype, ("default", *lane.components), source, "pipeline.dtype")
-    require(bool(lane.ladder) and lane.ladder[0].name == "resident", source, "ladder", "must begin with 'resident'")
     template = lane.pipeline.prompt_template
     require(template is None or "{prompt}" in template, source, "pipeline.prompt_template", "lacks '{prompt}'")
     _check_assembly(lane, source)
@@ -391,6 +402,25 @@ def _check(lane: Lane, source: str) -> None:
         require(lane.constraints.frames.is_legal(limit), source, "constraints.frames", f"{limit} is itself not legal")
     for weights, where in (("hub", "defaults"), ("miniature", "miniature.defaults")):
         _check_settings(lane, lane.defaults_for(cast("Weights", weights)), source, where)
+    _check_ladder(lane, source)
+
+
+def _check_ladder(lane: Lane, source: str) -> None:
+    """It begins with the rung that saves nothing, and no rung gives back of the picture what the one above it took."""
+    require(bool(lane.ladder) and lane.ladder[0].name == "resident", source, "ladder", "must begin with 'resident'")
+    names = [rung.name for rung in lane.ladder]
+    above = lane.ladder[0]
+    for index, rung in enumerate(lane.ladder):
+        where = f"ladder[{index}]"
+        require(rung.name not in names[:index], source, f"{where}.name", f"{rung.name!r} is there twice")
+        for ratio in ("num_frames_ratio", "size_ratio"):
+            here, most = getattr(rung, ratio), getattr(above, ratio)
+            require(
+                0 < here <= most <= 1, source, f"{where}.{ratio}", f"wants more than 0 and at most {most}, got {here}"
+            )
+        has_size = not lane.constraints.size_follows_keyframe
+        require(has_size or rung.size_ratio == 1, source, f"{where}.size_ratio", "the size follows the keyframe here")
+        above = rung
 
 
 def _check_assembly(lane: Lane, source: str) -> None:
