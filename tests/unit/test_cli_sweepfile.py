@@ -37,6 +37,7 @@ def test_keyframe_is_beside_the_file() -> None:
         ({"weights": "huge"}, "hub, miniature, full-random"),
         ({"skip_impossible": 1}, "true or false"),
         ({"priority": "high"}, "whole number"),
+        ({"memory_cap_gib": "16"}, "memory_cap_gib must be a number"),
         ({"title": 3}, "title must be text"),
     ],
 )
@@ -47,7 +48,11 @@ def test_wrong_key_or_type_is_refused(content: dict[str, object], told: str) -> 
 
 def test_command_line_wins_over_the_file() -> None:
     read = sweepfile.parse({**LEAST, "weights": "hub", "skip_impossible": True}, FILE)
-    changed = read.with_options(lane_ids=("b",), seeds=(7,), weights=Weights.MINIATURE, skip_impossible=False)
+    changed = read.with_options(
+        lane_ids=("b",), seeds=(7,), weights=Weights.MINIATURE, skip_impossible=False, memory_cap_gib=12
+    )
+    assert changed.spec(None).memory_cap_gib == 12
+    assert sweepfile.parse({**LEAST, "memory_cap_gib": 16}, FILE).with_options().spec(None).memory_cap_gib == 16
     assert (changed.lane_ids, changed.seeds, changed.weights) == (("b",), (7,), Weights.MINIATURE)
     assert changed.skip_impossible is False
     assert read.with_options() == read

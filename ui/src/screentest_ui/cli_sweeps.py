@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from queue import Empty, Queue
 from threading import Thread
@@ -16,8 +16,8 @@ from screentest import folding
 from screentest import table as model_table
 from screentest.client import Client, Message
 from screentest.errors import BadRequest, ScreentestError
-from screentest.records import Job, JobEvent, LaneVerdict, Sweep, SweepEvent
-from screentest_ui import printing, reportfetch, sweepfile, waiting
+from screentest.records import Job, JobEvent, LaneVerdict, Sweep, SweepEvent, Verdict
+from screentest_ui import outlook, printing, reportfetch, sweepfile, waiting
 from screentest_ui.connection import connect
 from screentest_ui.printing import LiveSweep
 from screentest_ui.sweepfile import SweepFile
@@ -32,6 +32,9 @@ Lanes = Annotated[str, typer.Option(help="Lane ids, separated by commas, instead
 Seeds = Annotated[str, typer.Option(help="Seeds, separated by commas, instead of the file's.")]
 WeightsName = Annotated[str, typer.Option("--weights", help="hub, miniature or full-random, instead of the file's.")]
 KeyframeFile = Annotated[Path | None, typer.Option(help="PNG, JPEG or WebP, instead of the file's.")]
+MemoryCap = Annotated[
+    float | None, typer.Option("--memory-cap-gib", help="Device memory a job may take, to try a smaller card.")
+]
 Skip = Annotated[
     bool | None, typer.Option(help="Skip lanes that cannot take part, with the reason, instead of refusing the sweep.")
 ]
@@ -44,6 +47,7 @@ def submit(
     weights: WeightsName = "",
     keyframe: KeyframeFile = None,
     skip_impossible: Skip = None,
+    memory_cap_gib: MemoryCap = None,
     request_id: Annotated[str, typer.Option(help="Makes the submit repeatable: the same id is the same sweep.")] = "",
     wait: Annotated[
         bool, typer.Option("--wait", help="Show it until it has ended; exit 1 unless all completed.")
@@ -51,7 +55,7 @@ def submit(
     json: Json = False,
 ) -> int | None:
     """Send a sweep to the scheduler."""
-    asked = _asked(file, lanes, seeds, weights, keyframe, skip_impossible)
+    asked = _asked(file, lanes, seeds, weights, keyframe, memory_cap_gib, skip_impossible)
     with connect() as client:
         sweep = send(client, asked, request_id)
         sweep_id = sweep.record.sweep_id
@@ -175,17 +179,18 @@ def preflight(
     seeds: Seeds = "",
     weights: WeightsName = "",
     keyframe: KeyframeFile = None,
+    memory_cap_gib: MemoryCap = None,
     json: Json = False,
 ) -> int | None:
     """Say what each lane would do with a sweep, without queueing anything. Exit 1 when a lane refuses."""
-    asked = _asked(file, lanes, seeds, weights, keyframe, None)
+    asked = _asked(file, lanes, seeds, weights, keyframe, memory_cap_gib, None)
     with connect() as client:
         verdicts = client.preflight(asked.spec(client.upload_keyframe(asked.keyframe) if asked.keyframe else None))
     if json:
         printing.as_json(verdicts)
     else:
-        printing.print_table(("Lane", "Verdict", "Size", "Frames", "Steps", "Why"), map(_verdict_line, verdicts))
-    return FAILED if any(verdict.verdict.value == "refused" for verdict in verdicts) else None
+        show_outlooks(verdicts)
+    return FAILED if any(verdict.verdict is Verdict.REFUSED for verdict in verdicts) else None
 
 
 # ---- used by `make demo` too
@@ -260,14 +265,33 @@ def shown_path(path: Path) -> str:
 # ---- lines
 
 
+def show_outlooks(verdicts: Iterable[LaneVerdict]) -> None:
+    """A line per lane, and below the table where its numbers come from."""
+    outlooks = [outlook.outlook(verdict) for verdict in verdicts]
+    printing.print_table(outlook.COLUMNS, (item.cells for item in outlooks))
+    by_basis: dict[str, list[str]] = {}
+    for item in outlooks:
+        by_basis.setdefault(item.basis, []).append(item.lane_id)
+    for basis, lane_ids in by_basis.items():
+        if basis:
+            printing.say(f"{', '.join(lane_ids)}: {basis}")
+
+
 def _asked(
-    file: Path, lanes: str, seeds: str, weights: str, keyframe: Path | None, skip_impossible: bool | None
+    file: Path,
+    lanes: str,
+    seeds: str,
+    weights: str,
+    keyframe: Path | None,
+    memory_cap_gib: float | None,
+    skip_impossible: bool | None,
 ) -> SweepFile:
     return sweepfile.load(file).with_options(
         lane_ids=tuple(part.strip() for part in lanes.split(",") if part.strip()),
         seeds=_seeds(seeds),
         weights=sweepfile.weights(weights, "--weights") if weights else None,
         keyframe=keyframe,
+        memory_cap_gib=memory_cap_gib,
         skip_impossible=skip_impossible,
     )
 
@@ -321,16 +345,6 @@ def _sweep_state(sweep: Sweep) -> str:
     if sweep.record.spec.paused:
         return "paused"
     return "running" if sweep.counts.running else "queued"
-
-
-def _verdict_line(verdict: LaneVerdict) -> tuple[str, ...]:
-    plan = verdict.plan
-    if plan is None:
-        return (verdict.lane_id, verdict.verdict.value, "", "", "", verdict.detail)
-    size = f"{plan.width_px}x{plan.height_px}"
-    marks = "; ".join(model_table.mark_text(mark) for mark in plan.marks)
-    why = "; ".join(part for part in (verdict.detail, marks) if part)
-    return (verdict.lane_id, verdict.verdict.value, size, str(plan.num_frames), str(plan.steps), why)
 
 
 def _cancel_word(job: Job) -> str:

@@ -23,6 +23,7 @@ _SWEEP_KEYS = (
     "skip_impossible",
     "paused",
     "priority",
+    "memory_cap_gib",
     "requested",
 )
 _REQUESTED_KINDS: Mapping[str, type | tuple[type, ...]] = {
@@ -49,6 +50,7 @@ class SweepFile:
     skip_impossible: bool = False
     paused: bool = False
     priority: int = 0
+    memory_cap_gib: float | None = None
     requested: Requested = field(default_factory=Requested)
 
     def with_options(
@@ -58,6 +60,7 @@ class SweepFile:
         seeds: tuple[int, ...] = (),
         weights: Weights | None = None,
         keyframe: Path | None = None,
+        memory_cap_gib: float | None = None,
         skip_impossible: bool | None = None,
     ) -> SweepFile:
         """What was given on the command line wins over the file."""
@@ -67,6 +70,7 @@ class SweepFile:
             seeds=seeds or self.seeds,
             weights=weights or self.weights,
             keyframe=keyframe or self.keyframe,
+            memory_cap_gib=self.memory_cap_gib if memory_cap_gib is None else memory_cap_gib,
             skip_impossible=self.skip_impossible if skip_impossible is None else skip_impossible,
         )
 
@@ -82,6 +86,7 @@ class SweepFile:
             skip_impossible=self.skip_impossible,
             paused=self.paused,
             priority=self.priority,
+            memory_cap_gib=self.memory_cap_gib,
         )
 
 
@@ -114,6 +119,7 @@ def parse(content: Mapping[str, Any], path: Path) -> SweepFile:
         skip_impossible=read.flag("skip_impossible"),
         paused=read.flag("paused"),
         priority=read.integer("priority"),
+        memory_cap_gib=read.number("memory_cap_gib"),
         requested=_requested(read, path),
     )
 
@@ -182,6 +188,14 @@ class _Reader:
         if isinstance(value, bool) or not isinstance(value, int):
             raise BadRequest(f"{self._where}: {key} must be a whole number, not {value!r}")
         return value
+
+    def number(self, key: str) -> float | None:
+        value = self.content.get(key)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise BadRequest(f"{self._where}: {key} must be a number, not {value!r}")
+        return float(value)
 
     def flag(self, key: str) -> bool:
         value = self.content.get(key, False)
