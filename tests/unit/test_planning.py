@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from screentest import wire
 from screentest.errors import BadRequest
-from screentest.lanes import Lane, Limits, load_lanes
+from screentest.lanes import Lane, Limits, Rung, load_lanes
 from screentest.records import (
+    DeviceFacts,
     Estimate,
     Keyframe,
     LanePlan,
@@ -500,6 +501,24 @@ def test_a_job_knows_its_lane_as_the_file_was() -> None:
         assert job.rungs == tuple(rung.name for rung in lane.ladder)
         assert job.limits.attempt_s == lane.limits.attempt_s
         assert job.weights_repo == (lane.model.repo if lane.model else "")
+
+
+def test_rungs_without_use_on_unified_memory_are_left_empty() -> None:
+    ladder = (
+        Rung(name="resident"),
+        Rung(name="offload", group_offload="leaf_level"),
+        Rung(name="fp8", layerwise_fp8=True),
+    )
+    lane = replace(LANES[WAN], ladder=ladder)
+    facts = DeviceFacts(host="local", device="gpu-0", lock_name="a.lock", memory_kind="unified")
+    for place, rungs in (
+        (ON_GPU, ("resident", "offload", "fp8")),
+        (replace(ON_GPU, facts=facts), ("resident", "", "fp8")),
+        (replace(ON_GPU, facts=replace(facts, memory_kind="device")), ("resident", "offload", "fp8")),
+    ):
+        made = planning.plan_lane(lane, asked(WAN), place)
+        assert isinstance(made, LanePlan)
+        assert made.rungs == rungs
 
 
 def test_a_list_argument_is_recorded_as_the_wire_carries_it() -> None:

@@ -201,7 +201,8 @@ class LanePlan:
     """What a lane file said when the sweep was planned, resolved for this sweep.
 
     ``call``: the pipeline's keyword arguments but for keyframe and generator; the value of ``prompt_keyword`` is a
-    template with ``{prompt}``. An empty ``prompt_keyword`` = the pipeline takes no prompt.
+    template with ``{prompt}``. An empty ``prompt_keyword`` = the pipeline takes no prompt. ``rungs``: by index of the
+    lane's ladder, "" where the device has no use for that rung.
     """
 
     lane_id: str
@@ -249,7 +250,7 @@ class SweepRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """One cell of a sweep. Never changes."""
+    """One cell of a sweep. Never changes. ``rungs``: as in LanePlan."""
 
     job_id: str
     sweep_id: str

@@ -600,7 +600,9 @@ class LanePlan(_message.Message):
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
-    def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By index of the lane's ladder; empty where the device has no use for that rung."""
+
     @_builtins.property
     def estimates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Estimate]:
         """One per rung that this machine can use, in the ladder's order; empty = nothing is known."""
@@ -782,7 +784,9 @@ class JobSpec(_message.Message):
     @_builtins.property
     def limits(self) -> Global___Limits: ...
     @_builtins.property
-    def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in LanePlan."""
+
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(

@@ -179,13 +179,19 @@ def plan_lane(
         call=tuple(Parameter(name=name, value=_typed(value)) for name, value in sorted(call.items())),
         marks=marks,
         limits=limits(lane, estimates),
-        rungs=tuple(rung.name for rung in lane.ladder),
+        rungs=_rungs(lane, placement),
         weights_repo=lane.model.repo if lane.model else "",
         weights_revision=lane.model.revision if lane.model else "",
         preflight=_preflight_word(marks, placement),
         prompt_keyword=lane.parameters.get("prompt", ""),
         estimates=estimates,
     )
+
+
+def _rungs(lane: lanes.Lane, placement: Placement) -> tuple[str, ...]:
+    """Names by index of the ladder; empty where this device has no use for the rung."""
+    usable = lanes.usable_rungs(lane, placement.is_unified)
+    return tuple(rung.name if index in usable else "" for index, rung in enumerate(lane.ladder))
 
 
 def limits(lane: lanes.Lane, estimates: Iterable[Estimate]) -> Limits:
