@@ -249,6 +249,20 @@ async def test_two_archivers_tell_one_story(house: House) -> None:
     assert len(await house.store.keys(objects.ARCHIVES)) == 2
 
 
+async def test_first_part_of_a_number_stands(house: House) -> None:
+    """Two archivers that read at different moments have different parts: the second one's never counts."""
+    await play_sweep(house)
+    messages = [
+        Message(stream="EVENTS", subject="sweeps.s", sequence=n, stored_at=None, headers={}, payload=b"x")
+        for n in (1, 2)
+    ]
+    first = await house.archive.write("s", (), "epoch", messages[:1], [])
+    assert first is not None
+    assert await house.archive.write("s", (), "epoch", messages, []) is None
+    assert await house.archive.manifests("s") == (first,)
+    assert await house.archive.read(first) == messages[:1]
+
+
 # ---- leaving the stream
 
 

@@ -10,7 +10,7 @@ from datetime import timedelta
 import pytest
 
 from screentest import subjects, wire
-from screentest.errors import NotFound
+from screentest.errors import NotFound, NotPossibleNow
 from screentest.kit.bus import Stored
 from screentest.records import (
     Admitted,
@@ -25,10 +25,13 @@ from screentest.records import (
     JobState,
     PrioritySet,
     RequestClaim,
+    RestoreBegun,
     RetryRequested,
+    SweepArchived,
     SweepEvent,
     SweepPaused,
     SweepRecord,
+    SweepRestored,
     SweepSettled,
     SweepSubmitted,
     Undrained,
@@ -315,3 +318,70 @@ def test_a_replay_brings_back_the_rung_that_won() -> None:
     stream.job(first, History(first).complete(5, rung=1).events[1:])
     for ledger in (stream.replayed(), replayed(stream.messages * 2)):
         assert ledger.winning_rungs.first_rung(second, None) == 1
+
+
+# ---- archive and restore
+
+
+def archived_stream() -> Stream:
+    stream = submitted_stream()
+    for spec in JOBS:
+        stream.job(spec, History(spec).complete(5).events[1:])
+    stream.sweep(SweepSettled(jobs=4, clips=4, proofs=()))
+    farewell = SweepArchived(
+        record=SWEEP, counts=Counts(completed=4), settled=SweepSettled(jobs=4, clips=4, proofs=()), parts=1
+    )
+    stream.sweep(farewell)
+    return stream
+
+
+def restored_stream() -> Stream:
+    """The history, the farewell, and all of it again as a restore writes it."""
+    stream = archived_stream()
+    history = stream.messages[:-1]
+    stream.sweep(RestoreBegun(parts=1))
+    for message in history:
+        stream.messages.append(replace(message, sequence=len(stream.messages) + 1))
+    stream.sweep(SweepRestored(parts=1))
+    return stream
+
+
+def test_archived_sweep_is_listed_without_its_jobs() -> None:
+    stream = archived_stream()
+    ledger = stream.replayed()
+    assert (ledger.sweeps, ledger.jobs, ledger.open_jobs()) == ({}, {}, [])
+    assert ledger.submitted_at() == {SWEEP.sweep_id: SWEEP.submitted_at}
+    assert ledger.is_taken(SWEEP.sweep_id)
+    assert ledger.archived[SWEEP.sweep_id].must_purge
+    ledger.apply(stream.messages[-1])  # the tail brings what we appended ourselves
+    assert ledger.archived[SWEEP.sweep_id].must_purge
+    with pytest.raises(NotPossibleNow, match="screentest restore"):
+        ledger.sweep(SWEEP.sweep_id)
+
+
+def test_purged_sweep_needs_no_purge() -> None:
+    assert not replayed(archived_stream().messages[-1:]).archived[SWEEP.sweep_id].must_purge
+
+
+def test_half_restored_sweep_has_no_job_to_run() -> None:
+    """Submitted without its end would be queued work."""
+    stream = restored_stream()
+    begun = len(archived_stream().messages)
+    for known in (stream.messages, stream.messages[begun - 1 :], stream.messages[begun:]):
+        for end in range(begun + 1 - len(stream.messages) + len(known), len(known)):
+            ledger = replayed(known[:end])
+            assert (ledger.sweeps, ledger.jobs, ledger.open_jobs()) == ({}, {}, [])
+            with pytest.raises(NotPossibleNow, match="being restored"):
+                ledger.sweep(SWEEP.sweep_id)
+
+
+def test_restored_sweep_is_as_it_was() -> None:
+    before = replayed(archived_stream().messages[:-1])
+    ledger = restored_stream().replayed()
+    assert ledger.archived == {}
+    after, was = ledger.sweep(SWEEP.sweep_id), before.sweep(SWEEP.sweep_id)
+    assert (after.record, after.settled, after.expected) == (was.record, was.settled, was.expected)
+    assert {job_id: replace(entry, sequence=0) for job_id, entry in ledger.jobs.items()} == {
+        job_id: replace(entry, sequence=0) for job_id, entry in before.jobs.items()
+    }
+    assert after.restored_sequence == ledger.last_sequence(SWEEP.sweep_id) == len(restored_stream().messages)
