@@ -39,11 +39,12 @@ class Shape:
 class Experience:
     """What clips of one lane, rung, shape, GPU and memory cap took; full-random and hub weights alike.
 
-    gpu: as the driver says it. steps: of a whole clip. memory_cap_gib: what torch was allowed, None = all there is.
-    is_guided: whether a step was guided (see lanes.Guidance). clips: completed ones. step_s: of each of the last ones,
-    the median of its steps. encode_s, decode_s: the last clip's phases. load_s: by kind of weights, the last load; a
-    build counts as one. held_bytes: by phase, the least peak that torch held in a completed clip: known to suffice.
-    tensor_bytes: by phase, what tensors took of it. energy_wh: of a whole clip, on average. None or empty = not known.
+    gpu: as the driver says it. steps: of a whole clip. step_tflop: 1e12 operations of one step. memory_cap_gib: what
+    torch was allowed, None = all there is. clips: completed ones. step_s: of each of the last ones, the median of its
+    steps. encode_s, decode_s: the last clip's phases. load_s: by kind of weights, the last load; a build counts as one.
+    held_bytes: by phase, the peak that torch held, in the clip where that was least: known to suffice. tensor_bytes: by
+    phase, what tensors took of it. energy_wh: of a whole clip, on average. None or empty = not known. is_unified: host
+    and device share their memory.
     """
 
     lane_id: str
@@ -51,9 +52,9 @@ class Experience:
     shape: Shape
     gpu: str
     steps: int
-    is_guided: bool
     clips: int
     step_s: tuple[Number, ...]
+    step_tflop: Number | None = None
     memory_cap_gib: Number | None = None
     encode_s: Number | None = None
     decode_s: Number | None = None
@@ -61,6 +62,15 @@ class Experience:
     held_bytes: Mapping[str, int] = field(default_factory=dict)
     tensor_bytes: Mapping[str, int] = field(default_factory=dict)
     energy_wh: Number | None = None
+    is_unified: bool = False
+
+    @property
+    def key(self) -> Key:
+        """What two clips must share to teach the same."""
+        return (self.lane_id, self.rung, self.shape, self.gpu, self.memory_cap_gib)
+
+
+Key = tuple[str, str, Shape, str, Number | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,10 +98,15 @@ class Source:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """Everything that is shipped."""
+    """Everything that is known: what is shipped, and what this house's own clips have taught, the latest last."""
 
-    clips: tuple[Experience, ...] = ()
+    shipped: tuple[Experience, ...] = ()
     speeds: tuple[Speed, ...] = ()
+    learned: Mapping[Key, Experience] = field(default_factory=dict)
+
+    @property
+    def clips(self) -> tuple[Experience, ...]:
+        return (*self.shipped, *self.learned.values())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +126,7 @@ def load_measured(folder: Path) -> Measured:
     clips = [clip for path in sorted(folder.glob("*.json")) for clip in clips_from_json(_json(path), str(path))]
     gpus = folder / GPUS_FILE
     speeds = speeds_from_toml(gpus.read_text(encoding="utf-8"), str(gpus)) if gpus.is_file() else ()
-    return Measured(clips=tuple(clips), speeds=speeds)
+    return Measured(shipped=tuple(clips), speeds=speeds)
 
 
 def clips_from_json(content: Any, source: str) -> tuple[Experience, ...]:

@@ -1,0 +1,370 @@
+"""What an attempt holds of the device's memory at each rung, which rung fits, and the smallest card that does. Pure.
+
+A phase holds weights, which the rung decides, and activations, which the clip's shape decides. A lane measured at one
+rung and shape thus says what it holds at others; where neither a measurement nor this arithmetic reaches, it is None.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Final
+
+from screentest import cost
+from screentest.lanes import Component, Lane, Rung, shape_at, usable_rungs
+from screentest.measured import Experience, Measured, Shape
+
+GIB: Final = 2**30
+# What CUDA takes beside what torch holds: about half a GiB in every rehearsal on an H200, more with more kernels.
+CONTEXT_BYTES: Final = int(0.6 * GIB)
+CARDS_GIB: Final = (8, 10, 12, 16, 20, 24, 32, 40, 48, 80, 96, 128, 141, 192)
+
+ENCODING, DENOISING, DECODING = PHASES = ("encoding_prompt", "denoising", "decoding")
+LOADING: Final = "loading"
+DENOISERS: Final = ("transformer", "transformer_2", "unet")
+BYTES_OF: Final = {"float32": 4, "float16": 2, "bfloat16": 2}
+FLOAT_RGB_BYTES: Final = 12  # of one pixel of a decoded clip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peak:
+    """likely_bytes: what torch will hold. least_bytes: the least that is known to suffice. tensor_bytes: what tensors
+    alone take: with less it cannot run. is_measured: at this very rung and shape; else computed, as basis says.
+    """
+
+    likely_bytes: int
+    least_bytes: int
+    tensor_bytes: int
+    is_measured: bool
+    basis: str
+
+
+def peak(
+    lane: Lane, rung: int, shape: Shape, measured: Measured, *, unified: bool = False, torch_bytes: int | None = None
+) -> Peak | None:
+    """The peak of an attempt that is asked for `shape`. torch_bytes: what torch may hold, where that is known: with
+    more it keeps more in reserve. None: nothing allows a number.
+    """
+    made = at_rung(lane, rung, shape)
+    clips = [clip for clip in measured.clips if clip.lane_id == lane.id and clip.held_bytes]
+    wanted = _placement(lane.ladder[rung], unified)
+    same = [clip for clip in clips if clip.shape == made and _is_same(lane, clip, wanted, unified)]
+    if same:
+        return _measured(same, torch_bytes)
+    return _computed(lane, lane.ladder[rung], made, clips, unified)
+
+
+def peak_bytes(lane: Lane, rung: int, shape: Shape, measured: Measured, *, unified: bool = False) -> int | None:
+    """The least that is known, or computed, to suffice."""
+    found = peak(lane, rung, shape, measured, unified=unified)
+    return None if found is None else found.least_bytes
+
+
+def at_rung(lane: Lane, rung: int, shape: Shape) -> Shape:
+    """What a rung makes of the asked shape."""
+    width_px, height_px, num_frames = shape_at(lane, rung, shape.width_px, shape.height_px, shape.num_frames)
+    return Shape(width_px=width_px, height_px=height_px, num_frames=num_frames)
+
+
+def torch_may_hold(memory_bytes: int, memory_cap_gib: float | None = None) -> int:
+    """Of memory that is free before the load; a cap is torch's own."""
+    free = memory_bytes - CONTEXT_BYTES
+    return free if memory_cap_gib is None else min(free, int(memory_cap_gib * GIB))
+
+
+def first_rung(
+    lane: Lane,
+    shape: Shape,
+    memory_bytes: int,
+    measured: Measured,
+    *,
+    unified: bool = False,
+    gpu: str | None = None,
+    memory_cap_gib: float | None = None,
+) -> int | None:
+    """Where an attempt begins; None = no rung fits.
+
+    That is the rung at which this shape last completed here (gpu: the driver's name for it), or one before it that is
+    measured to fit now; without such a memory the first that fits, an unknown peak taken as one that does; failing
+    that, the first whose tensors alone would fit.
+    """
+    torch_bytes = torch_may_hold(memory_bytes, memory_cap_gib)
+    rungs = usable_rungs(lane, unified)
+    peaks = {rung: peak(lane, rung, shape, measured, unified=unified) for rung in rungs}
+    won = _won(lane, shape, measured, gpu, memory_cap_gib)
+    for rung in rungs:
+        found = peaks[rung]
+        is_sure = found is not None and found.is_measured and found.least_bytes <= torch_bytes
+        if won is not None and (is_sure or (rung == won and _fits(found, torch_bytes))):
+            return rung
+    fitting = (rung for rung in rungs if _fits(peaks[rung], torch_bytes))
+    tight = (rung for rung in rungs if (found := peaks[rung]) is not None and found.tensor_bytes <= torch_bytes)
+    return next(fitting, next(tight, None))
+
+
+def nearest_shape_that_fits(
+    lane: Lane,
+    shape: Shape,
+    memory_bytes: int,
+    measured: Measured,
+    *,
+    unified: bool = False,
+    memory_cap_gib: float | None = None,
+) -> Shape | None:
+    """The largest legal shape, up to `shape`, that fits at a rung which does not change the picture: fewer frames
+    first, then also a smaller size of the same proportions. None = none does.
+    """
+    torch_bytes = torch_may_hold(memory_bytes, memory_cap_gib)
+    neutral = [rung for rung in usable_rungs(lane, unified) if not lane.ladder[rung].changes_picture]
+
+    def fits(candidate: Shape) -> bool:
+        return any(_fits(peak(lane, rung, candidate, measured, unified=unified), torch_bytes) for rung in neutral)
+
+    counts = [frames for frames in range(1, shape.num_frames + 1) if lane.constraints.frames.is_legal(frames)]
+    for size in _sizes(lane, shape):
+        candidates = [replace(size, num_frames=frames) for frames in counts]
+        if candidates and fits(candidates[0]):
+            return candidates[bisect_left(candidates, True, key=lambda candidate: not fits(candidate)) - 1]
+    return None
+
+
+def card_gib(peak_bytes: int) -> int | None:
+    """The smallest usual card, in GiB, that holds what torch holds and CUDA beside it; None = none is so large."""
+    return next((card for card in CARDS_GIB if card * GIB >= peak_bytes + CONTEXT_BYTES), None)
+
+
+def smallest_card_gib(lane: Lane, shape: Shape, measured: Measured) -> int | None:
+    """The smallest card that makes this very picture at some rung; None = not known of any rung, or none."""
+    neutral = [rung for rung in usable_rungs(lane, unified=False) if not lane.ladder[rung].changes_picture]
+    peaks = [peak_bytes(lane, rung, shape, measured) for rung in neutral]
+    return min((card for found in peaks if found is not None and (card := card_gib(found)) is not None), default=None)
+
+
+# --- the rung that won ------------------------------------------------------------------------------------------------
+
+
+def _won(lane: Lane, shape: Shape, measured: Measured, gpu: str | None, memory_cap_gib: float | None) -> int | None:
+    """The rung of the last clip that completed here when asked for this shape."""
+    names = {rung.name: index for index, rung in enumerate(lane.ladder)}
+    for clip in reversed(measured.learned.values()):
+        rung = names.get(clip.rung)
+        is_here = (clip.lane_id, clip.gpu, clip.memory_cap_gib) == (lane.id, gpu, memory_cap_gib)
+        if is_here and rung is not None and clip.shape == at_rung(lane, rung, shape):
+            return rung
+    return None
+
+
+def _fits(found: Peak | None, torch_bytes: int) -> bool:
+    return found is None or found.least_bytes <= torch_bytes
+
+
+# --- smaller shapes ---------------------------------------------------------------------------------------------------
+
+
+def _sizes(lane: Lane, shape: Shape) -> Iterator[Shape]:
+    """The asked size, then each smaller legal one of about its proportions."""
+    yield shape
+    if lane.constraints.size_follows_keyframe:
+        return
+    step_px = lane.constraints.size_multiple_px
+    for width_px in range(shape.width_px - step_px, shape.width_px // 4, -step_px):
+        yield replace(
+            shape,
+            width_px=width_px,
+            height_px=lane.constraints.nearest_px(shape.height_px * width_px // shape.width_px),
+        )
+
+
+# --- measured peaks ---------------------------------------------------------------------------------------------------
+
+
+def _placement(rung: Rung, unified: bool) -> Rung:
+    """What of a rung decides where things lie; equal ones hold the same for the same shape."""
+    offload = None if unified else rung.group_offload
+    return replace(rung, name="", group_offload=offload, num_frames_ratio=1.0, size_ratio=1.0)
+
+
+def _rung_of(lane: Lane, clip: Experience) -> Rung | None:
+    """None where the ladder no longer has it."""
+    return next((rung for rung in lane.ladder if rung.name == clip.rung), None)
+
+
+def _is_same(lane: Lane, clip: Experience, wanted: Rung, unified: bool) -> bool:
+    """Whether the clip held what an attempt so placed holds: what leaves the device goes elsewhere on unified memory."""
+    rung = _rung_of(lane, clip)
+    if rung is None or _placement(rung, clip.is_unified) != wanted:
+        return False
+    return clip.is_unified == unified or not (rung.drop_text_encoders or rung.group_offload)
+
+
+def _measured(clips: list[Experience], torch_bytes: int | None) -> Peak:
+    held = {id(clip): max(clip.held_bytes.values()) for clip in clips}
+    least = min(held.values())
+    likely = _with_as_much(clips, torch_bytes)
+    return Peak(
+        likely_bytes=least if likely is None else held[id(likely)],
+        least_bytes=least,
+        tensor_bytes=min(max((clip.tensor_bytes or clip.held_bytes).values()) for clip in clips),
+        is_measured=True,
+        basis=f"measured on {clips[-1].gpu}",
+    )
+
+
+def _with_as_much(clips: list[Experience], torch_bytes: int | None) -> Experience | None:
+    """The clip that was allowed most, but not more than this; of those with all of a larger device one that took no
+    more.
+    """
+    if torch_bytes is None:
+        return max(clips, key=_allowed_bytes)
+    capped = [clip for clip in clips if _allowed_bytes(clip) <= torch_bytes]
+    small = [clip for clip in clips if max(clip.held_bytes.values()) <= torch_bytes]
+    if capped:
+        return max(capped, key=_allowed_bytes)
+    return max(small, key=lambda clip: max(clip.held_bytes.values()), default=None)
+
+
+def _allowed_bytes(clip: Experience) -> float:
+    return float("inf") if clip.memory_cap_gib is None else clip.memory_cap_gib * GIB
+
+
+# --- computed peaks ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Weights:
+    """Bytes of the pipeline's parts as the lane stores them; one_denoiser: the larger where there are two."""
+
+    denoisers: int
+    one_denoiser: int
+    encoders: int
+    rest: int
+
+    def on_device(self, rung: Rung, phase: str, unified: bool) -> int:
+        """While a phase runs at a rung."""
+        share = 0.5 if rung.layerwise_fp8 else 1.0
+        denoisers, one = int(self.denoisers * share), int(self.one_denoiser * share)
+        if rung.group_offload and not unified:
+            return self.rest
+        if not rung.drop_text_encoders:
+            return denoisers + self.encoders + self.rest
+        if unified:
+            return denoisers + self.rest + (self.encoders if phase == ENCODING else 0)
+        return {ENCODING: self.encoders + self.rest, DENOISING: one, DECODING: self.rest}[phase]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Source:
+    """A clip that others are computed from, with its rung."""
+
+    clip: Experience
+    rung: Rung
+
+    @property
+    def bytes_by_phase(self) -> dict[str, int]:
+        return dict(self.clip.tensor_bytes or self.clip.held_bytes)
+
+    @property
+    def slack_bytes(self) -> int:
+        """What torch held over its tensors."""
+        return max(self.clip.held_bytes.values()) - max(self.bytes_by_phase.values())
+
+
+def _computed(lane: Lane, rung: Rung, shape: Shape, clips: list[Experience], unified: bool) -> Peak | None:
+    sources = _sources(lane, rung, clips, unified)
+    weights = _weights(lane, clips)
+    if not sources or weights is None:
+        return None
+    phases: list[int] = []
+    for phase in PHASES:
+        activations = [_activations(lane, source, weights, phase, shape) for source in sources]
+        usable = [
+            found
+            for found, source in zip(activations, sources, strict=True)
+            if found is not None and (phase == DENOISING or _is_tiled(lane, source.rung) == _is_tiled(lane, rung))
+        ]
+        if not usable:
+            return None
+        # a streamed rung also holds what is on its way, so the smaller one is nearer to what the phase itself needs
+        phases.append(weights.on_device(rung, phase, unified) + min(usable))
+    nearest = min(sources, key=lambda source: source.slack_bytes)
+    slack = int(nearest.slack_bytes * shape.pixels / nearest.clip.shape.pixels)
+    tensors = max(phases)
+    return Peak(
+        likely_bytes=tensors + slack,
+        least_bytes=tensors + slack,
+        tensor_bytes=tensors,
+        is_measured=False,
+        basis=f"computed from rung {nearest.clip.rung!r} measured on {nearest.clip.gpu}",
+    )
+
+
+def _sources(lane: Lane, rung: Rung, clips: list[Experience], unified: bool) -> list[_Source]:
+    """Clips at the same placement where there are any; else all that say something about it. What a streamed rung holds
+    at least is only known from streamed ones.
+    """
+    found = [_Source(clip=clip, rung=of) for clip in clips if (of := _rung_of(lane, clip)) is not None]
+    same = [source for source in found if _is_same(lane, source.clip, _placement(rung, unified), unified)]
+    if same or (rung.group_offload and not unified):
+        return same or [source for source in found if source.rung.group_offload and not source.clip.is_unified]
+    return found
+
+
+def _activations(lane: Lane, source: _Source, weights: _Weights, phase: str, shape: Shape) -> int | None:
+    """What the phase holds over its weights, at another shape. None where the clip does not know the phase."""
+    held = source.bytes_by_phase.get(phase)
+    if held is None:
+        return None
+    over = max(held - weights.on_device(source.rung, phase, source.clip.is_unified), 0)
+    ratio = shape.pixels / source.clip.shape.pixels
+    match phase:
+        case "denoising":
+            return int(over * _tokens_ratio(lane, source.clip.shape, shape))
+        case "encoding_prompt" if lane.task == "t2v":
+            return over  # a text is as long as ever
+        case _ if _is_tiled(lane, source.rung):
+            # of a tile as much as ever; what grows is the clip that the tiles make up
+            of_clip = min(over, FLOAT_RGB_BYTES * source.clip.shape.pixels)
+            return over - of_clip + int(of_clip * ratio)
+        case _:
+            return int(over * ratio)
+
+
+def _tokens_ratio(lane: Lane, measured: Shape, wanted: Shape) -> float:
+    if lane.cost is None:
+        return wanted.pixels / measured.pixels
+    return cost.tokens(lane.cost, wanted) / cost.tokens(lane.cost, measured)
+
+
+def _is_tiled(lane: Lane, rung: Rung) -> bool:
+    """Streaming has always tiled."""
+    return rung.vae_tiling or rung.group_offload is not None or "vae.enable_tiling" in lane.pipeline.before_call
+
+
+def _weights(lane: Lane, clips: Iterable[Experience]) -> _Weights | None:
+    """None where the lane does not count its parameters."""
+    sizes = {name: _component_bytes(lane, name, part) for name, part in lane.components.items() if part.params}
+    denoisers = [size for name, size in sizes.items() if name in DENOISERS]
+    if not denoisers:
+        return None
+    encoders = sum(size for name, size in sizes.items() if "encoder" in name)
+    rest = sum(sizes.values()) - sum(denoisers) - encoders
+    loaded = _loaded_bytes(lane, clips)
+    if loaded is not None:
+        # params counts T5's two names for one embedding twice; a load has measured what it really takes
+        encoders = min(encoders, max(loaded - sum(denoisers) - rest, 0))
+    return _Weights(denoisers=sum(denoisers), one_denoiser=max(denoisers), encoders=encoders, rest=rest)
+
+
+def _component_bytes(lane: Lane, name: str, part: Component) -> int:
+    dtypes = lane.pipeline.dtype
+    return (part.params or 0) * BYTES_OF[dtypes.get(name, dtypes["default"])]
+
+
+def _loaded_bytes(lane: Lane, clips: Iterable[Experience]) -> int | None:
+    """All weights, as a clip whose rung leaves them where and as they are has measured them."""
+    for clip in clips:
+        rung = _rung_of(lane, clip)
+        if rung is not None and LOADING in clip.tensor_bytes and _placement(rung, unified=False) == Rung(name=""):
+            return clip.tensor_bytes[LOADING]
+    return None
