@@ -30,6 +30,7 @@ ODD_LANES = (
     "stable-video-diffusion-xt",
     "wan2-2-t2v-a14b",
     "hunyuanvideo-1-5-t2v",
+    "ltx-2",
 )
 
 

@@ -31,6 +31,8 @@ NEXT_TITLES = {
     "hunyuanvideo-1-5-t2v": "HunyuanVideo 1.5 T2V",
     "hunyuanvideo-1-5-i2v": "HunyuanVideo 1.5 I2V",
     "kandinsky-5-t2v-lite": "Kandinsky 5.0 T2V Lite",
+    "ltx-2": "LTX-2",
+    "sana-video-2b": "SANA-Video 2B",
 }
 DEMO_FRAMES = 25  # what the demo sweep asks of every lane
 
@@ -157,7 +159,7 @@ def test_size_is_a_keyword_or_follows_the_keyframe_but_not_both(content: dict[st
     del content["parameters"]["height_px"]
     content["constraints"]["size_follows_keyframe"] = True
     assert "constraints.size_follows_keyframe: wants the task 'i2v'" in refusal(content)
-    content["task"], content["parameters"]["keyframe"] = "i2v", "image"
+    content["task"], content["parameters"]["keyframe"], content["ladder"] = "i2v", "image", [{"name": "resident"}]
     lane = from_json(content, "some.toml")
     assert not lane.takes("width_px")
     assert lane.defaults["width_px"] == 832

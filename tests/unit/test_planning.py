@@ -388,7 +388,7 @@ def test_a_lane_left_alone_runs_its_own_settings_without_marks() -> None:
         assert (plan.width_px, plan.height_px, plan.num_frames) == tuple(
             lane.defaults[name] for name in ("width_px", "height_px", "num_frames")
         )
-        assert {mark.parameter for mark in plan.marks} <= {"prompt"}
+        assert {mark.parameter for mark in plan.marks} <= {"prompt", "audio"}
 
 
 def test_miniature_weights_run_the_miniature_settings() -> None:
@@ -448,6 +448,22 @@ def test_a_dropped_parameter_says_what_ran_instead() -> None:
     found = marks(only_lane(spec))
     assert (found["steps"].requested, found["steps"].effective) == ("50", "8")
     assert (found["guidance_scale"].requested, found["guidance_scale"].effective) == ("7", "1")
+
+
+def test_a_size_that_the_lane_decides_is_marked_with_its_own() -> None:
+    """HunyuanVideo 1.5 I2V cuts its keyframe to one of its own shapes, so its clips have the lane's size."""
+    own = Requested(width_px=96, height_px=64)
+    assert "width_px" not in marks(only_lane(asked("hunyuanvideo-1-5-i2v", requested=own)))
+    lane = only_lane(asked("hunyuanvideo-1-5-i2v", requested=Requested(width_px=832)))
+    assert (lane.width_px, lane.height_px) == (96, 64)
+    found = marks(lane)["width_px"]
+    assert (found.kind, found.requested, found.effective) == (MarkKind.DROPPED, "832", "96")
+
+
+def test_sound_that_a_clip_does_not_have_is_marked() -> None:
+    found = marks(only_lane(asked("ltx-2")))["audio"]
+    assert (found.kind, found.effective) == (MarkKind.DROPPED, "none")
+    assert "audio" not in marks(only_lane(asked(LTX)))
 
 
 @pytest.mark.parametrize(("lane_id", "keyword"), [(SVD, "max_guidance_scale"), (SKYREELS_V1, "true_cfg_scale")])

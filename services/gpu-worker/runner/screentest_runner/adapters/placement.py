@@ -8,7 +8,8 @@ from typing import Any
 from screentest_runner import full_random
 
 DENOISERS = ("transformer", "transformer_2", "unet")
-STREAMED = (*DENOISERS, "text_encoder", "text_encoder_2", "image_encoder")  # by a group_offload rung, where present
+# by a group_offload rung, where present
+STREAMED = (*DENOISERS, "text_encoder", "text_encoder_2", "image_encoder", "connectors")
 
 
 def denoiser_names(pipe: Any) -> list[str]:
