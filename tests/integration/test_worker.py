@@ -29,6 +29,7 @@ from screentest.records import (
     JobState,
     Keyframe,
     Limits,
+    MarkKind,
     Preflight,
     Prepare,
     Retire,
@@ -411,8 +412,11 @@ async def test_job_planned_from_another_lane_file_is_refused_before_it_starts(wo
 async def test_preflight_answers_without_touching_the_device(worker: Rig) -> None:
     await worker.breathing()
     assert (await worker.command(Preflight(spec=worker.spec()))).verdict is Verdict.OK
-    refused = await worker.command(Preflight(spec=worker.spec(weights=Weights.FULL_RANDOM)))
+    assert (await worker.command(Preflight(spec=worker.spec(weights=Weights.FULL_RANDOM)))).verdict is Verdict.OK
+    refused = await worker.command(Preflight(spec=worker.spec(num_frames=0)))
     assert refused.verdict is Verdict.REFUSED
+    assert "0 frames" in refused.detail
+    assert "at least one frame" in refused.fix
     assert worker.registered == []
 
 
@@ -772,3 +776,54 @@ async def test_another_memory_cap_wants_a_fresh_runner(worker: Rig) -> None:
         await worker.admit(spec)
         assert (await worker.outcome(spec)).failure_class is None
     assert len({process.pid for process in worker.registered}) == 2
+
+
+SMALLER = """
+[[ladder]]
+name = "lean"
+call = { memory_gib = [3, 3, 5, 4] }
+
+[[ladder]]
+name = "short"
+call = { memory_gib = [3, 3, 4, 4] }
+num_frames_ratio = 0.5
+size_ratio = 0.5
+"""
+
+
+@pytest.fixture
+async def laddered(bus: Bus, nats_server: RunningServer, tmp_path: Path) -> AsyncIterator[Rig]:
+    async with rig(bus, nats_server.url, tmp_path, more_rungs=SMALLER) as found:
+        yield found
+
+
+async def test_a_lower_rung_is_a_fresh_process_with_its_own_keywords(laddered: Rig) -> None:
+    spec = laddered.spec(call={"memory_gib": (6.0, 6.0, 9.0, 6.0)}, memory_cap_gib=8.0, rungs=("resident", "lean"))
+    await laddered.admit(spec)
+    assert (await laddered.outcome(spec)).failure_class is FailureClass.OOM_DENOISE
+    await laddered.admit(spec, 2, rung=1)
+    outcome = await laddered.outcome(spec, 2)
+    assert (outcome.failure_class, outcome.marks) == (None, ())
+    assert outcome.peak_device_memory_bytes == 5 * 2**30
+    assert len({process.pid for process in laddered.registered}) == 2
+
+
+async def test_a_rung_that_changes_the_picture_is_marked_and_checked_against_what_it_makes(laddered: Rig) -> None:
+    spec = laddered.spec()
+    await laddered.admit(spec, rung=2)
+    outcome = await laddered.outcome(spec)
+    assert outcome.clip is not None, outcome.cause
+    assert (outcome.clip.frames, outcome.clip.width_px, outcome.clip.height_px) == (12, 48, 32)
+    assert [(mark.kind, mark.parameter, mark.requested, mark.effective) for mark in outcome.marks] == [
+        (MarkKind.REDUCED, "num_frames", "25", "12"),
+        (MarkKind.REDUCED, "width_px", "96", "48"),
+        (MarkKind.REDUCED, "height_px", "64", "32"),
+    ]
+    assert outcome.marks[0].reason == "rung short, to fit the device memory"
+    stored = outcome.artifact(ArtifactKind.MANIFEST)
+    assert stored is not None
+    manifest = json.loads(laddered.depot.objects[f"/{stored.key}"])
+    assert manifest["rung"] == {"index": 2, "name": "short"}
+    assert manifest["parameters"]["num_frames"] == manifest["parameters"]["call"]["num_frames"] == 12
+    assert manifest["spec"]["num_frames"] == 25
+    assert [mark["effective"] for mark in manifest["marks"]] == ["12", "48", "32"]

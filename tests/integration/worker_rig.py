@@ -231,13 +231,14 @@ class Rig:
         )
         return replace(spec, **changes)
 
-    async def admit(self, spec: JobSpec, attempt: int = 1, *, dispatch: bool = True) -> Dispatch:
+    async def admit(self, spec: JobSpec, attempt: int = 1, *, rung: int = 0, dispatch: bool = True) -> Dispatch:
         """Submitted and Admitted in the job's history, and its message on the lane's queue."""
         last = await self.bus.last(subjects.EVENTS_STREAM, self.subject(spec))
         if last is None:
             await self.append(spec, 0, JobState.QUEUED, Submitted(spec=spec))
-        sequence = await self.append(spec, attempt, JobState.ADMITTED, Admitted(rung=0, rung_name="resident"))
-        message = Dispatch(spec=spec, attempt=attempt, rung=0, admitted_sequence=sequence)
+        admitted = Admitted(rung=rung, rung_name=self.lane.ladder[rung].name)
+        sequence = await self.append(spec, attempt, JobState.ADMITTED, admitted)
+        message = Dispatch(spec=spec, attempt=attempt, rung=rung, admitted_sequence=sequence)
         if dispatch:
             await self.dispatch(message)
         return message
@@ -405,11 +406,22 @@ class Rig:
 
 @contextlib.asynccontextmanager
 async def rig(
-    bus: Bus, nats_url: str, folder: Path, *, lane: str = "stub", has_queue: bool = True, **settings: str
+    bus: Bus,
+    nats_url: str,
+    folder: Path,
+    *,
+    lane: str = "stub",
+    more_rungs: str = "",
+    has_queue: bool = True,
+    **settings: str,
 ) -> AsyncIterator[Rig]:
-    """A running worker of a stub lane; it is gone afterwards, with everything below it."""
+    """A running worker of a stub lane, perhaps with a longer ladder; it is gone afterwards, with all below it."""
     depot = DepotServer()
     lane_file = REPOSITORY / "deploy" / "lanes" / f"{lane}.toml"
+    if more_rungs:
+        text = lane_file.read_text()
+        lane_file = folder / f"{lane}.toml"
+        lane_file.write_text(text + more_rungs)
     found = Rig(bus=bus, nats_url=nats_url, folder=folder, lane_file=lane_file, depot=depot, settings=settings)
     await found.serve()
     if has_queue:

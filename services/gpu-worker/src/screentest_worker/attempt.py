@@ -20,6 +20,7 @@ from screentest.lanes import Lane, to_json
 from screentest.records import (
     Dispatch,
     FailureClass,
+    JobSpec,
     Outcome,
     Proof,
     ProofKind,
@@ -40,7 +41,7 @@ from screentest_runner.protocol import (
     PhaseChanged,
     Prepare,
 )
-from screentest_worker import facts, manifest, outcome, preflight, processes
+from screentest_worker import facts, outcome, preflight, processes, rung
 from screentest_worker.computation import Computation, Requests, exit_of, peaks_of
 from screentest_worker.hand import Dropped, InHand, TurnEnd, WithFrames, WithoutFrames
 from screentest_worker.ledger import AfterRefusal, Ledger, StopReason, after_refusal
@@ -282,6 +283,7 @@ class Turns:
             peak_host_memory_bytes=decoded.peak_rss_bytes,
             peak_memory_by_phase=peaks_of(decoded),
             model_loads=computation.loads,
+            marks=rung.marks(self._lane, hand.dispatch.spec, hand.dispatch.rung),
             gpu_name=self._gpu_name,
         )
         return WithFrames(
@@ -315,6 +317,7 @@ class Turns:
             peak_host_memory_bytes=peak,
             model_loads=computation.loads,
             survivors_killed=killed,
+            marks=rung.marks(self._lane, hand.dispatch.spec, hand.dispatch.rung),
             gpu_name=self._gpu_name,
         )
         text = _tail(hold.runner.child.log_path, hold.log_from) + computation.traceback.encode()
@@ -345,12 +348,12 @@ class Turns:
         )
 
     def _circumstances(self, hand: InHand, hold: Hold | None) -> Circumstances:
-        rung = hand.dispatch.rung
-        names = [rung.name for rung in self._lane.ladder]
+        index, names = hand.dispatch.rung, [step.name for step in self._lane.ladder]
         return Circumstances(
+            ran=self._ran(hand),
             warm=hold is not None and hold.warm,
             shared_gpu=hold is not None and any(process.foreign for process in hold.proof.processes),
-            rung_name=names[rung] if rung < len(names) else "",
+            rung_name=names[index] if index < len(names) else "",
             device=self._telemetry.known_facts,
         )
 
@@ -358,6 +361,9 @@ class Turns:
         known = self._telemetry.known_facts
         driver = {"driver": known.driver_version} if known is not None and known.driver_version else {}
         return tuple(Version(name=name, version=version) for name, version in sorted({**found, **driver}.items()))
+
+    def _ran(self, hand: InHand) -> JobSpec:
+        return rung.as_run(self._lane, hand.dispatch.spec, hand.dispatch.rung)
 
     @property
     def _gpu_name(self) -> str | None:
@@ -400,7 +406,7 @@ class Turns:
             ),
             generate=Generate(
                 attempt_id=_attempt_id(hand),
-                call=manifest.call_of(hand.dispatch),
+                call=rung.call_of(self._ran(hand)),
                 seed=spec.seed,
                 frames_path=str(self.frames_path(hand)),
                 fps=spec.fps,

@@ -17,7 +17,7 @@ import structlog
 from screentest import objects
 from screentest.errors import Unavailable
 from screentest.kit import clock
-from screentest.records import Artifact, ArtifactKind, ClipFacts, Dispatch, FailureClass, Outcome
+from screentest.records import Artifact, ArtifactKind, ClipFacts, Dispatch, FailureClass, JobSpec, Outcome
 from screentest_runner import protocol
 from screentest_runner.protocol import Encode, Encoded, EncodeFailed, EncodeProgress
 from screentest_worker import clipfile, manifest, outcome, spool
@@ -135,7 +135,7 @@ class Finisher:
         encoded = await _encode(helpers.encoder, _encode_request(hand.dispatch, end, path))
         if isinstance(encoded, Outcome):
             return encoded
-        return await _probe(helpers.probe, hand.dispatch, path, encoded)
+        return await _probe(helpers.probe, end.circumstances.ran, path, encoded)
 
     # ---- on disk
 
@@ -273,9 +273,9 @@ async def _encode(encoder: Child, request: Encode) -> Encoded | Outcome:
     return outcome.failed(FailureClass.ENCODE, f"the encoder died with status {encoder.returncode}", "encoding")
 
 
-async def _probe(probe: Child, dispatch: Dispatch, path: Path, encoded: Encoded) -> Clip | Outcome:
-    """The clip as a stranger reads it, or why it does not count as one."""
-    probe.send(clipfile.request_line(path, dispatch.spec.num_frames))
+async def _probe(probe: Child, ran: JobSpec, path: Path, encoded: Encoded) -> Clip | Outcome:
+    """The clip as a stranger reads it, or why it does not count as one. ``ran``: what it must be."""
+    probe.send(clipfile.request_line(path, ran.num_frames))
     line = await probe.receive()
     if line is None:
         cause = f"the probe died with status {probe.returncode} while it decoded the clip"
@@ -284,7 +284,7 @@ async def _probe(probe: Child, dispatch: Dispatch, path: Path, encoded: Encoded)
     if found.error:
         return outcome.failed(FailureClass.UNDECODABLE, f"the clip cannot be decoded: {found.error}", "encoding")
     clip_facts = _clip_facts(found)
-    wrong = outcome.from_probe(dispatch.spec, clip_facts)
+    wrong = outcome.from_probe(ran, clip_facts)
     if wrong is not None:
         return wrong
     artifact = Artifact(

@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from screentest.records import Artifact, ClipFacts, DeviceFacts, Dispatch, Outcome
+from screentest.records import Artifact, ClipFacts, DeviceFacts, Dispatch, JobSpec, Outcome
+from screentest_worker import rung
 
 SCHEMA = "manifest/1"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Circumstances:
-    """What the outcome does not say. ``device``: None = telemetry had not answered."""
+    """What the outcome does not say. ``ran``: the job as its rung ran it. ``device`` None = no answer of telemetry."""
 
+    ran: JobSpec
     warm: bool
     shared_gpu: bool
     rung_name: str
@@ -25,7 +27,7 @@ class Circumstances:
 
 def build(dispatch: Dispatch, outcome: Outcome, circumstances: Circumstances, clip: Artifact | None) -> dict[str, Any]:
     """JSON-ready. ``clip`` is the file that the facts were read from, None when there is none."""
-    spec = dispatch.spec
+    spec, ran = dispatch.spec, circumstances.ran
     return {
         "schema": SCHEMA,
         "sweep_id": spec.sweep_id,
@@ -34,12 +36,12 @@ def build(dispatch: Dispatch, outcome: Outcome, circumstances: Circumstances, cl
         "attempt": dispatch.attempt,
         "spec": plain(spec),
         "parameters": {
-            "width_px": spec.width_px,
-            "height_px": spec.height_px,
-            "num_frames": spec.num_frames,
-            "steps": spec.steps,
-            "fps": spec.fps,
-            "call": call_of(dispatch),
+            "width_px": ran.width_px,
+            "height_px": ran.height_px,
+            "num_frames": ran.num_frames,
+            "steps": ran.steps,
+            "fps": ran.fps,
+            "call": rung.call_of(ran),
         },
         "marks": plain((*spec.marks, *outcome.marks)),
         "seed": spec.seed,
@@ -63,14 +65,6 @@ def build(dispatch: Dispatch, outcome: Outcome, circumstances: Circumstances, cl
         "model_loads": outcome.model_loads,
         "survivors_killed": outcome.survivors_killed,
         "failure": _failure(outcome),
-    }
-
-
-def call_of(dispatch: Dispatch) -> dict[str, Any]:
-    """The pipeline's keyword arguments as the runner gets them; JSON knows lists, not tuples."""
-    return {
-        parameter.name: list(parameter.value) if isinstance(parameter.value, tuple) else parameter.value
-        for parameter in dispatch.spec.call
     }
 
 
