@@ -129,6 +129,12 @@ def nearest_shape_that_fits(
     return None
 
 
+def is_placed_as(lane: Lane, clip: Experience, rung: int) -> bool:
+    """Whether the clip's parts lay where they lie at a rung; a rung that only changes the picture is as its base."""
+    of = _rung_of(lane, clip)
+    return of is not None and _placement(of, clip.is_unified) == _placement(lane.ladder[rung], clip.is_unified)
+
+
 def card_gib(peak_bytes: int) -> int | None:
     """The smallest usual card, in GiB, that holds what torch holds and CUDA beside it; None = none is so large."""
     return next((card for card in CARDS_GIB if card * GIB >= peak_bytes + CONTEXT_BYTES), None)
@@ -147,7 +153,7 @@ def smallest_card_gib(lane: Lane, shape: Shape, measured: Measured) -> int | Non
 def _won(lane: Lane, shape: Shape, measured: Measured, gpu: str | None, memory_cap_gib: float | None) -> int | None:
     """The rung of the last clip that completed here when asked for this shape."""
     names = {rung.name: index for index, rung in enumerate(lane.ladder)}
-    for clip in reversed(measured.learned.values()):
+    for clip in reversed(tuple(measured.learned.values())):
         rung = names.get(clip.rung)
         is_here = (clip.lane_id, clip.gpu, clip.memory_cap_gib) == (lane.id, gpu, memory_cap_gib)
         if is_here and rung is not None and clip.shape == at_rung(lane, rung, shape):
@@ -191,7 +197,7 @@ def _rung_of(lane: Lane, clip: Experience) -> Rung | None:
 
 
 def _is_same(lane: Lane, clip: Experience, wanted: Rung, unified: bool) -> bool:
-    """Whether the clip held what an attempt so placed holds: what leaves the device goes elsewhere on unified memory."""
+    """Whether the clip held what an attempt so placed holds: what leaves it goes elsewhere on unified memory."""
     rung = _rung_of(lane, clip)
     if rung is None or _placement(rung, clip.is_unified) != wanted:
         return False
