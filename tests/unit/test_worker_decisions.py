@@ -1,4 +1,4 @@
-"""What the worker decides, without any process, broker or clock: deliveries, fences, preflight, outcomes."""
+"""What the worker decides, without any process, broker or clock: deliveries, fences, outcomes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,6 @@ from screentest.records import (
     JobEvent,
     JobSpec,
     JobState,
-    Keyframe,
     Limits,
     Outcome,
     Process,
@@ -33,11 +32,10 @@ from screentest.records import (
     Stamp,
     Started,
     Task,
-    Verdict,
     Weights,
 )
 from screentest_runner import protocol
-from screentest_worker import outcome, preflight
+from screentest_worker import outcome
 from screentest_worker.consume import Action, decide
 from screentest_worker.ledger import AfterRefusal, StopReason, after_refusal, stop_reason
 from screentest_worker.outcome import Exit, Limit
@@ -102,10 +100,6 @@ def spec(**changes: object) -> JobSpec:
     )
     return replace(plain, **changes)  # type: ignore[arg-type]
 
-
-FACTS = preflight.Facts(
-    lane_id="stub", lane_digest="d" * 64, rungs=("resident",), missing_weights=None, missing_env=None
-)
 
 EVENTS = [
     event(ADMITTED, JobState.ADMITTED),
@@ -191,41 +185,6 @@ def test_supervisor_imports_no_heavy_or_privileged_library() -> None:
     code = f"import sys, screentest_worker.main; print([name for name in {heavy!r} if name in sys.modules])"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     assert found.stdout.strip() == "[]"
-
-
-class TestPreflight:
-    def test_job_of_this_lane_is_ok(self) -> None:
-        assert preflight.decide(FACTS, spec()).verdict is Verdict.OK
-
-    @pytest.mark.parametrize(
-        ("facts", "job", "rung", "word"),
-        [
-            (FACTS, spec(lane_digest="e" * 64), 0, "has changed"),
-            (FACTS, spec(lane_id="other"), 0, "other"),
-            (replace(FACTS, missing_env="venvs/x/bin/python"), spec(), 0, "venvs/x/bin/python"),
-            (replace(FACTS, missing_weights="model_index.json"), spec(weights=Weights.HUB), 0, "model_index.json"),
-            (FACTS, spec(weights=Weights.FULL_RANDOM), 0, "full-size random"),
-            (FACTS, spec(task=Task.I2V), 0, "keyframe"),
-            (FACTS, spec(num_frames=0), 0, "0 frames"),
-            (FACTS, spec(), 3, "no rung 3"),
-        ],
-    )
-    def test_impossible_job_is_refused_with_reason_and_fix(
-        self, facts: preflight.Facts, job: JobSpec, rung: int, word: str
-    ) -> None:
-        decision = preflight.decide(facts, job, rung)
-        assert decision.verdict is Verdict.REFUSED
-        assert word in decision.reason
-        assert decision.fix
-        assert "\n" not in decision.reason + decision.fix
-
-    def test_miniature_weights_need_no_download(self) -> None:
-        facts = replace(FACTS, missing_weights="model_index.json")
-        assert preflight.decide(facts, spec()).verdict is Verdict.OK
-
-    def test_keyframe_job_with_its_keyframe_is_ok(self) -> None:
-        keyframe = Keyframe(key="k", sha256="0" * 64, width_px=2, height_px=2, size_bytes=1)
-        assert preflight.decide(FACTS, spec(task=Task.I2V, keyframe=keyframe)).verdict is Verdict.OK
 
 
 class TestOutcomes:

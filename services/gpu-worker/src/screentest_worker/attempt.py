@@ -108,7 +108,7 @@ class Turns:
 
     async def run(self, hand: InHand) -> TurnEnd:
         """One attempt, up to the moment when the device is free for the next one."""
-        decision = self.preflight(hand.dispatch)
+        decision = await self._preflight(hand.dispatch)
         if decision.verdict is Verdict.REFUSED:
             refused = outcome.failed(FailureClass.PREFLIGHT_REFUSED, decision.reason, "preparing", fix=decision.fix)
             return self._without_frames(hand, refused)
@@ -128,8 +128,15 @@ class Turns:
             return Dropped()
         return await self._compute(hand, hold, keyframe)
 
-    def preflight(self, dispatch: Dispatch) -> preflight.Decision:
-        found = facts.gather(self._lane, self._models_dir, self._env_python)
+    async def _preflight(self, dispatch: Dispatch) -> preflight.Decision:
+        """Without memory: that is looked at when the device is proven ours alone."""
+        found = await asyncio.to_thread(
+            facts.gather,
+            self._lane,
+            dispatch.spec.weights,
+            models_dir=self._models_dir,
+            env_python=self._env_python,
+        )
         return preflight.decide(found, dispatch.spec, dispatch.rung)
 
     # ---- before Started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import assert_never
 
@@ -14,11 +15,14 @@ from screentest.records import (
     CancelAttempt,
     Command,
     CommandReply,
+    DeviceFacts,
     EndAttempt,
+    JobSpec,
     Preflight,
     Prepare,
     Retire,
     Verdict,
+    Weights,
 )
 from screentest_runner import protocol
 from screentest_worker import facts, preflight
@@ -28,6 +32,9 @@ from screentest_worker.runner import RunnerSlot
 from screentest_worker.telemetry import Telemetry
 
 log = structlog.get_logger()
+
+# Of the 2 s that the scheduler waits for a preflight.
+TELEMETRY_WITHIN_S = 1.0
 
 
 class Commands:
@@ -62,7 +69,7 @@ class Commands:
             case EndAttempt(job_id=job_id, attempt=attempt, cause=cause):
                 reply = self._end(job_id, attempt, cause)
             case Preflight() as asked:
-                reply = self._preflight(asked)
+                reply = await self._preflight(asked.spec)
             case _:
                 assert_never(command.body)
         log.info("command_answered", command=type(command.body).__name__, done=reply.done, detail=reply.detail)
@@ -102,8 +109,31 @@ class Commands:
         hand.request_stop(StopReason.GPU_FAULT, cause)
         return CommandReply(done=True)
 
-    def _preflight(self, asked: Preflight) -> CommandReply:
-        found = facts.gather(self._lane, self._models_dir, self._env_python)
-        decision = preflight.decide(found, asked.spec)
-        detail = "; ".join(text for text in (decision.reason, decision.fix) if text)
-        return CommandReply(done=decision.verdict is not Verdict.REFUSED, detail=detail, verdict=decision.verdict)
+    async def _preflight(self, spec: JobSpec) -> CommandReply:
+        device = None if spec.weights is Weights.MINIATURE else await self._device_facts()
+        found = await asyncio.to_thread(
+            facts.gather,
+            self._lane,
+            spec.weights,
+            models_dir=self._models_dir,
+            env_python=self._env_python,
+            device=device,
+        )
+        decision = preflight.decide(found, spec)
+        return CommandReply(
+            done=decision.verdict is not Verdict.REFUSED,
+            detail=decision.detail,
+            verdict=decision.verdict,
+            fix=decision.fix,
+            first_rung=decision.first_rung,
+            memory_free_bytes=decision.memory_free_bytes,
+        )
+
+    async def _device_facts(self) -> DeviceFacts | None:
+        """None when telemetry does not answer in time: then memory is unknown, and the rest is still said."""
+        try:
+            async with asyncio.timeout(TELEMETRY_WITHIN_S):
+                return await self._telemetry.facts()
+        except (Unavailable, TimeoutError) as error:
+            log.warning("preflight_without_memory", error=str(error))
+            return None

@@ -1,83 +1,156 @@
-"""Whether this worker can do a job at all, from facts that somebody else gathered. Pure.
+"""Whether this worker can do a job, and at which rung, from facts that somebody else gathered. Pure.
 
-Thin on purpose: what the lane file, the folders and the job itself say. It knows nothing of memory yet.
+Every check runs: a person mends everything at once, not one thing per try.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
+from screentest.lanes import Lane
 from screentest.records import JobSpec, Task, Verdict, Weights
+from screentest_worker import pipeline_call, pipeline_rules, weights_layout
+from screentest_worker.findings import Check, Problem
+from screentest_worker.memory import DeviceMemory
+from screentest_worker.signature import PipelineSignature
+from screentest_worker.weights_folder import WeightsFolder
+from screentest_worker.weights_layout import Expectation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Facts:
-    """What is true on this machine now.
+    """What is true on this machine now; None = not looked at, because the job does not need it.
 
-    ``lane_id``, ``lane_digest``, ``rungs``: of the lane file this worker runs. ``missing_weights``: the file that hub
-    weights lack, None when they are complete. ``missing_env``: the model env's interpreter when it is not there.
+    ``missing_env``: the model env's interpreter when it is not there. ``signature``: of the lane's pipeline class, or
+    why there is none. ``memory``: None also where telemetry did not answer.
     """
 
-    lane_id: str
+    lane: Lane
     lane_digest: str
-    rungs: tuple[str, ...]
-    missing_weights: str | None
-    missing_env: str | None
+    missing_env: str | None = None
+    signature: PipelineSignature | Problem | None = None
+    weights: WeightsFolder | None = None
+    memory: DeviceMemory | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
-    """``reason`` and ``fix`` are one line each, empty when the verdict is ok."""
+    """``reason`` and ``fix`` are of the first problem, one line each, empty without one. ``fixed``: what will differ
+    from what was asked. ``first_rung``: None where memory decided nothing.
+    """
 
     verdict: Verdict
-    reason: str = ""
-    fix: str = ""
+    problems: tuple[Problem, ...] = ()
+    fixed: tuple[str, ...] = ()
+    first_rung: int | None = None
+    memory_free_bytes: int | None = None
+
+    @property
+    def reason(self) -> str:
+        return self.problems[0].reason if self.problems else ""
+
+    @property
+    def fix(self) -> str:
+        return self.problems[0].fix if self.problems else ""
+
+    @property
+    def detail(self) -> str:
+        """Everything that is wrong, or everything that was fixed, in one line."""
+        return "; ".join([problem.reason for problem in self.problems] or self.fixed)
 
 
-OK = Decision(verdict=Verdict.OK)
+def decide(facts: Facts, spec: JobSpec, rung: int | None = None) -> Decision:
+    """``rung``: of an attempt that is about to start, None for a job that asks where it may begin."""
+    foreign = _of_another_lane(facts, spec)
+    if foreign is not None:  # everything else would be judged by the wrong lane file
+        return _refused((foreign,))
+    problems = (*_env(facts), *_weights(facts, spec), *_pipeline(facts, spec), *_shape(facts.lane, spec))
+    problems += (*_keyframe(spec), *_rung(facts.lane, spec, spec.first_rung if rung is None else rung))
+    if problems:
+        return _refused(problems)
+    fitted = tuple(_fitted_keyframe(spec))
+    return Decision(verdict=Verdict.FIXED if fitted else Verdict.OK, fixed=fitted)
 
 
-def decide(facts: Facts, spec: JobSpec, rung: int = 0) -> Decision:
-    """The first thing that makes the job impossible here, or OK."""
-    if spec.lane_id != facts.lane_id:
-        return _refused(
-            f"this worker runs lane {facts.lane_id!r}, the job wants {spec.lane_id!r}", "report this defect"
-        )
-    if facts.missing_env is not None:
-        return _refused(f"the model env is not there: {facts.missing_env}", "run `make envs`")
+def _refused(problems: tuple[Problem, ...]) -> Decision:
+    return Decision(verdict=Verdict.REFUSED, problems=problems)
+
+
+def _of_another_lane(facts: Facts, spec: JobSpec) -> Problem | None:
+    if spec.lane_id != facts.lane.id:
+        reason = f"this worker runs lane {facts.lane.id!r}, the job wants {spec.lane_id!r}"
+        return Problem(check=Check.LANE, reason=reason, fix="report this defect")
     if spec.lane_digest != facts.lane_digest:
         reason = f"lane {spec.lane_id!r} has changed since the sweep was planned"
-        return _refused(reason, "restart this lane's worker if its file is older, otherwise submit the sweep again")
-    return _weights(facts, spec) or _inputs(spec) or _rung(facts, spec, rung) or OK
-
-
-def _weights(facts: Facts, spec: JobSpec) -> Decision | None:
-    match spec.weights:
-        case Weights.FULL_RANDOM:
-            reason = f"lane {spec.lane_id!r} cannot make full-size random weights yet"
-            return _refused(reason, "submit with --weights miniature or --weights hub")
-        case Weights.HUB if facts.missing_weights is not None:
-            reason = f"the weights of {spec.weights_repo or spec.lane_id} lack {facts.missing_weights}"
-            return _refused(reason, "fetch the weights of this lane into the models folder")
-        case _:
-            return None
-
-
-def _inputs(spec: JobSpec) -> Decision | None:
-    if spec.task is Task.I2V and spec.keyframe is None:
-        return _refused(f"lane {spec.lane_id!r} animates a keyframe and the job has none", "submit with --keyframe")
-    if spec.num_frames < 1 or spec.width_px < 2 or spec.height_px < 2 or spec.fps <= 0:
-        asked = f"{spec.num_frames} frames of {spec.width_px}x{spec.height_px} at {spec.fps:g} fps"
-        return _refused(f"{asked} is no clip", "ask for at least one frame, 2x2 pixels and a rate above zero")
+        fix = "restart this lane's worker if its file is older, otherwise submit the sweep again"
+        return Problem(check=Check.LANE, reason=reason, fix=fix)
     return None
 
 
-def _rung(facts: Facts, spec: JobSpec, rung: int) -> Decision | None:
-    if rung in range(len(facts.rungs)):
-        return None
-    ladder = ", ".join(facts.rungs)
-    return _refused(f"lane {spec.lane_id!r} has no rung {rung}; its ladder is {ladder}", "submit the sweep again")
+def _env(facts: Facts) -> Iterator[Problem]:
+    if facts.missing_env is not None:
+        reason = f"the model env is not there: {facts.missing_env}"
+        yield Problem(check=Check.ENV, reason=reason, fix="run `make envs`")
 
 
-def _refused(reason: str, fix: str) -> Decision:
-    return Decision(verdict=Verdict.REFUSED, reason=reason, fix=fix)
+def _weights(facts: Facts, spec: JobSpec) -> Iterator[Problem]:
+    """Only hub weights come from a folder that somebody else filled."""
+    if spec.weights is Weights.HUB and facts.weights is not None:
+        yield from weights_layout.problems(Expectation.of_lane(facts.lane), facts.weights)
+
+
+def _pipeline(facts: Facts, spec: JobSpec) -> Iterator[Problem]:
+    call = {parameter.name: parameter.value for parameter in spec.call}
+    keywords = {*call, *(keyword for rung in facts.lane.ladder for keyword in rung.call)}
+    match facts.signature:
+        case Problem() as problem:
+            yield problem
+        case PipelineSignature() as signature:
+            yield from pipeline_call.problems(facts.lane, signature, keywords)
+        case None:
+            pass
+    yield from pipeline_rules.problems(facts.lane, call)
+
+
+def _shape(lane: Lane, spec: JobSpec) -> Iterator[Problem]:
+    if spec.num_frames < 1 or spec.width_px < 2 or spec.height_px < 2 or spec.fps <= 0:
+        asked = f"{spec.num_frames} frames of {spec.width_px}x{spec.height_px} at {spec.fps:g} fps"
+        fix = "ask for at least one frame, 2x2 pixels and a rate above zero"
+        yield Problem(check=Check.SHAPE, reason=f"{asked} is no clip", fix=fix)
+        return
+    rules = lane.constraints
+    if not rules.frames.is_legal(spec.num_frames):
+        reason = f"{lane.title} makes no {spec.num_frames} frames"
+        fix = f"ask for {rules.frames.nearest(spec.num_frames)} frames"
+        yield Problem(check=Check.SHAPE, reason=reason, fix=fix)
+    legal = rules.nearest_px(spec.width_px), rules.nearest_px(spec.height_px)
+    if legal != (spec.width_px, spec.height_px):
+        reason = f"{spec.width_px}x{spec.height_px} is no multiple of {rules.size_multiple_px} pixels"
+        yield Problem(check=Check.SHAPE, reason=reason, fix=f"ask for {legal[0]}x{legal[1]}")
+
+
+def _keyframe(spec: JobSpec) -> Iterator[Problem]:
+    """The scheduler has stored it as an RGB PNG, and the runner converts and fits it once more."""
+    if spec.task is not Task.I2V:
+        return
+    if spec.keyframe is None:
+        reason = f"lane {spec.lane_id!r} animates a keyframe and the job has none"
+        yield Problem(check=Check.KEYFRAME, reason=reason, fix="submit with --keyframe")
+    elif spec.keyframe.width_px < 1 or spec.keyframe.height_px < 1:
+        reason = f"the keyframe has {spec.keyframe.width_px}x{spec.keyframe.height_px} pixels"
+        yield Problem(check=Check.KEYFRAME, reason=reason, fix="upload the keyframe again and submit with the new one")
+
+
+def _fitted_keyframe(spec: JobSpec) -> Iterator[str]:
+    """Another aspect ratio loses its edges: the runner scales to cover and cuts at the centre."""
+    picture = spec.keyframe
+    if picture is not None and picture.width_px * spec.height_px != picture.height_px * spec.width_px:
+        yield f"keyframe {picture.width_px}x{picture.height_px} cut to the shape {spec.width_px}x{spec.height_px}"
+
+
+def _rung(lane: Lane, spec: JobSpec, rung: int) -> Iterator[Problem]:
+    if rung not in range(len(lane.ladder)):
+        ladder = ", ".join(step.name for step in lane.ladder)
+        reason = f"lane {spec.lane_id!r} has no rung {rung}; its ladder is {ladder}"
+        yield Problem(check=Check.RUNG, reason=reason, fix="submit the sweep again")
