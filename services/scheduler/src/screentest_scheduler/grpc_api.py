@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import timedelta
 from typing import Any, NoReturn, TypeVar
 
 import grpc
@@ -39,6 +40,8 @@ UNARY_DEADLINE_S = 60.0
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
 MAX_CONCURRENT_CALLS = 256
 MAX_VITALS_S = 3600.0
+# The clocks of two hosts differ a little.
+VITALS_MARGIN = timedelta(seconds=60)
 BY = "a person"
 
 
@@ -229,20 +232,15 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
         return (await self._bus.stream_state(subjects.EVENTS_STREAM)).epoch
 
     async def _vitals(self, host: str, last_s: float) -> list[Any]:
-        """One message a second: the last ``last_s`` messages of this host, cut by the boot clock."""
-        state = await self._bus.stream_state(subjects.VITALS_STREAM)
-        start = max(1, state.last_sequence - int(last_s) * MAX_HOSTS_IN_ONE_STREAM)
+        """Found by the broker's clock, cut by the boot clock."""
+        start_at = clock.stamp().at - timedelta(seconds=last_s) - VITALS_MARGIN
         since_ns = clock.boottime_ns() - int(last_s * 1e9)
         batches = []
-        async for stored in self._bus.read(subjects.VITALS_STREAM, (subjects.vitals(host),), start_sequence=start):
+        async for stored in self._bus.read(subjects.VITALS_STREAM, (subjects.vitals(host),), start_at=start_at):
             batch = wire.decode(stored.payload, VitalsBatch)
             if batch.stamp.boottime_ns >= since_ns:
                 batches.append(wire.to_wire(batch))
         return batches
-
-
-# Vitals of all hosts share the stream: read back far enough for this many.
-MAX_HOSTS_IN_ONE_STREAM = 8
 
 
 def _watch_response(cursor: watching.Cursor, item: watching.Said) -> Any:
