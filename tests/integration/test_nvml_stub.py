@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,11 +28,14 @@ from screentest.records import (
     FailureClass,
     GpuSample,
     Job,
+    JobEvent,
     JobState,
+    Process,
     Proof,
     ProofKind,
     ProofRequest,
     Requested,
+    Started,
     SweepSpec,
     VitalsBatch,
     Weights,
@@ -318,6 +322,10 @@ class Stack:
 
         return await eventually(look, f"{what} of {sweep_id}", within_s)
 
+    async def ended(self, sweep_id: str) -> Job | None:
+        job = await self.job(sweep_id)
+        return job if job.state.is_terminal else None
+
     async def completed(self, sweep_id: str) -> Job:
         return await self.until(sweep_id, lambda job: job.state is JobState.COMPLETED, "the completion")
 
@@ -437,6 +445,38 @@ async def test_attempt_on_a_lost_gpu_ends_as_gpu_fault_and_runs_again_when_a_per
     await stack.undrain()
     job = await stack.completed(sweep_id)
     assert [attempt.attempt for attempt in job.attempts] == [1, 2]
+
+
+async def test_runner_that_dies_of_the_fault_before_anybody_told_is_not_to_blame(stack: Stack, bus: Bus) -> None:
+    sweep_id = await stack.submit()
+    await stack.until(sweep_id, lambda job: job.state is JobState.RUNNING, "the start")
+    runner = await started_runner(bus, sweep_id)
+    stack.card.raise_xid(79)
+    os.kill(runner.pid, signal.SIGKILL)
+    job = await stack.waiting(sweep_id, "GPU drained: XID 79")
+    [attempt] = job.attempts
+    assert attempt.outcome is not None
+    assert (attempt.outcome.failure_class, attempt.outcome.infrastructure) == (FailureClass.GPU_FAULT, True)
+    assert attempt.outcome.cause.startswith("XID 79: GPU has fallen off the bus")
+
+
+async def test_runner_that_dies_of_its_own_error_is_to_blame(stack: Stack, bus: Bus) -> None:
+    sweep_id = await stack.submit()
+    await stack.until(sweep_id, lambda job: job.state is JobState.RUNNING, "the start")
+    runner = await started_runner(bus, sweep_id)
+    stack.card.raise_xid(31)
+    os.kill(runner.pid, signal.SIGKILL)
+    job = await eventually(lambda: stack.ended(sweep_id), "the end")
+    assert (job.state, job.failure_class) == (JobState.FAILED, FailureClass.CRASHED)
+    assert not (await stack.device()).drained
+
+
+async def started_runner(bus: Bus, sweep_id: str) -> Process:
+    async for stored in bus.read(subjects.EVENTS_STREAM, [subjects.sweep_job_events(sweep_id)]):
+        body = wire.decode(stored.payload, JobEvent).body
+        if isinstance(body, Started):
+            return body.runner
+    raise AssertionError("it has not started")
 
 
 async def test_stranger_on_the_gpu_drains_it_by_name_after_a_while(

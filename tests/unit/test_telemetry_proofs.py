@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from screentest.errors import BadRequest
+from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock
 from screentest.records import DeviceFault, GpuInfo, Process, Proof, ProofKind, ProofRequest
 from screentest_telemetry import processes
@@ -189,6 +189,7 @@ class FakeNvml:
     def __init__(self) -> None:
         self.listed: tuple[DeviceProcess, ...] = ()
         self.error = ""
+        self.uuid = "GPU-aaaa"
         self.happened: list[Trouble] = []
 
     def troubles(self) -> tuple[Trouble, ...]:
@@ -198,7 +199,7 @@ class FakeNvml:
     def gpu(self, index: int) -> GpuInfo:
         if self.error:
             raise DriverError(self.error)
-        return GpuInfo(uuid="GPU-aaaa", index=index, name="card", memory_total_bytes=8, memory_kind="device")
+        return GpuInfo(uuid=self.uuid, index=index, name="card", memory_total_bytes=8, memory_kind="device")
 
     def processes(self, index: int) -> tuple[DeviceProcess, ...]:
         if self.error:
@@ -263,6 +264,18 @@ async def test_who_was_there_first_is_foreign_and_who_came_later_is_not(gpu_of: 
     assert not proof.clean and f"pid {stranger.pid}" in proof.reason
     desktop.kill()
     desktop.wait()
+
+
+async def test_another_card_at_our_index_proves_nothing(gpu_of: Callable[..., GpuDevice]) -> None:
+    """Without a lost GPU 0, NVML counts GPU 1 as 0."""
+    nvml = FakeNvml()
+    gpu = gpu_of(nvml)
+    assert (await gpu.prove(HANDOVER)).clean
+    nvml.uuid = "GPU-bbbb"
+    proof = await gpu_of(nvml).prove(HANDOVER)  # also after a restart
+    assert not proof.clean and "GPU-aaaa" in proof.reason and "GPU-bbbb" in proof.reason
+    with pytest.raises(Unavailable, match="GPU-bbbb"):
+        await gpu.facts()
 
 
 async def test_proof_repeats_the_newest_fault_but_not_what_an_application_did(gpu_of: Callable[..., GpuDevice]) -> None:

@@ -12,7 +12,7 @@ import structlog
 
 from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock
-from screentest.records import CommandReply, DeviceFacts, DeviceFault, Process, Proof, ProofRequest
+from screentest.records import CommandReply, DeviceFacts, DeviceFault, GpuInfo, Process, Proof, ProofRequest
 from screentest_telemetry import processes, proofs
 from screentest_telemetry.faults import Faults
 from screentest_telemetry.nvml import DeviceProcess, DriverThread, Nvml
@@ -120,8 +120,8 @@ class GpuDevice:
     async def facts(self) -> DeviceFacts:
         """Unavailable (so: no answer) when this GPU was never seen in this boot: without UUID it has no lock."""
         index = self.name.index
+        gpu = await self._gpu()
         lock = await self._lock_path()
-        gpu = await self._driver.call(lambda: self._nvml.gpu(index), timeout_s=DRIVER_TIMEOUT_S)
         free = await self._driver.call(lambda: self._nvml.memory_free_bytes(index), timeout_s=DRIVER_TIMEOUT_S)
         on_device = await self._processes(lock)
         return DeviceFacts(
@@ -170,19 +170,29 @@ class GpuDevice:
             "or set SCREENTEST_WORKERS_SHARE_PID_NAMESPACE=true if every worker runs in its namespace"
         )
 
-    async def _lock_path(self) -> Path:
+    async def _gpu(self) -> GpuInfo:
+        """Unavailable when another card has our index: NVML counts anew without one that was lost."""
+        index = self.name.index
+        gpu = await self._driver.call(lambda: self._nvml.gpu(index), timeout_s=DRIVER_TIMEOUT_S)
         remembered = self._registry.device(str(self.name)).gpu_uuid
-        if remembered is None:
-            index = self.name.index
-            gpu = await self._driver.call(lambda: self._nvml.gpu(index), timeout_s=DRIVER_TIMEOUT_S)
-            self._registry.set_gpu(str(self.name), gpu.uuid)
-            remembered = gpu.uuid
+        if remembered not in {None, gpu.uuid}:
+            raise Unavailable(
+                f"{self.name} was {remembered} in this boot and NVML now shows {gpu.uuid} there; a GPU may be lost "
+                "(`nvidia-smi -L`). If it was changed on purpose, delete SCREENTEST_STATE_DIR and restart telemetry"
+            )
+        self._registry.set_gpu(str(self.name), gpu.uuid)
+        return gpu
+
+    async def _lock_path(self) -> Path:
+        """The remembered UUID will do: the lock can be read while the driver is away."""
+        remembered = self._registry.device(str(self.name)).gpu_uuid or (await self._gpu()).uuid
         path = self._lock_dir / f"{remembered}.lock"
         processes.create_lock_file(path)
         return path
 
     async def _processes(self, lock: Path) -> tuple[Process, ...]:
         """On the device now, by NVML, each marked foreign or not."""
+        await self._gpu()
         index = self.name.index
         listed = await self._driver.call(lambda: self._nvml.processes(index), timeout_s=DRIVER_TIMEOUT_S)
         found = tuple(_process(entry) for entry in listed)
