@@ -41,8 +41,9 @@ from screentest_runner.protocol import (
     PhaseChanged,
     Prepare,
 )
-from screentest_worker import facts, outcome, preflight, processes, rung
+from screentest_worker import admission, device_memory, facts, outcome, preflight, processes, rung
 from screentest_worker.computation import Computation, Requests, exit_of, peaks_of
+from screentest_worker.facts import Place
 from screentest_worker.hand import Dropped, InHand, TurnEnd, WithFrames, WithoutFrames
 from screentest_worker.ledger import AfterRefusal, Ledger, StopReason, after_refusal
 from screentest_worker.manifest import Circumstances
@@ -78,9 +79,8 @@ class Turns:
         *,
         lane: Lane,
         device: str,
-        models_dir: Path,
+        place: Place,
         cache_dir: Path,
-        env_python: Path,
         scratch: Path,
         not_proven_s: float,
         cancel_grace_s: float,
@@ -93,9 +93,8 @@ class Turns:
     ) -> None:
         self._lane = lane
         self._device = device
-        self._models_dir = models_dir
+        self._place = place
         self._cache_dir = cache_dir
-        self._env_python = env_python
         self._scratch = scratch
         self._not_proven_s = not_proven_s
         self._cancel_grace_s = cancel_grace_s
@@ -130,13 +129,7 @@ class Turns:
 
     async def _preflight(self, dispatch: Dispatch) -> preflight.Decision:
         """Without memory: that is looked at when the device is proven ours alone."""
-        found = await asyncio.to_thread(
-            facts.gather,
-            self._lane,
-            dispatch.spec.weights,
-            models_dir=self._models_dir,
-            env_python=self._env_python,
-        )
+        found = await asyncio.to_thread(facts.gather, self._lane, dispatch.spec.weights, self._place)
         return preflight.decide(found, dispatch.spec, dispatch.rung)
 
     # ---- before Started
@@ -194,7 +187,24 @@ class Turns:
         if runner.key == key:
             return await self._continued(runner)
         proof = await self._telemetry.proof(ProofKind.HANDOVER)
-        return await self._open(runner, proof) if proof.clean else explain(proof)
+        if not proof.clean:
+            return explain(proof)
+        return await self._short_of_memory(hand.dispatch) or await self._open(runner, proof)
+
+    async def _short_of_memory(self, dispatch: Dispatch) -> Outcome | None:
+        """Ends an attempt that cannot fit, before anything is read: the scheduler admits it at a lower rung.
+
+        Only now that nothing of ours is on the device what is free says what this attempt can have.
+        """
+        spec = dispatch.spec
+        if spec.weights is Weights.MINIATURE or self._device.startswith("cpu"):
+            return None
+        memory = device_memory.read(await self._telemetry.facts())
+        found = admission.shortage(self._lane, spec, dispatch.rung, memory, self._place.measured)
+        if found is None:
+            return None
+        failure_class = FailureClass.OOM_LOAD if found.has_lower_rung else FailureClass.PREFLIGHT_REFUSED
+        return outcome.failed(failure_class, found.reason, "preparing", fix=found.fix)
 
     async def _continued(self, runner: Runner) -> Hold | str:
         await self._telemetry.register(runner.process)  # telemetry may have been restarted meanwhile
@@ -399,7 +409,7 @@ class Turns:
     def _requests(self, hand: InHand, keyframe: Path | None) -> Requests:
         spec = hand.dispatch.spec
         lane = to_json(self._lane)
-        weights_dir = facts.weights_folder(self._lane, self._models_dir)
+        weights_dir = facts.weights_folder(self._lane, self._place.models_dir)
         return Requests(
             prepare=Prepare(lane=lane),
             load=Load(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
 from typing import assert_never
 
 import structlog
@@ -27,6 +26,7 @@ from screentest.records import (
 from screentest_runner import protocol
 from screentest_worker import facts, preflight
 from screentest_worker.consume import Consumer
+from screentest_worker.facts import Place
 from screentest_worker.ledger import StopReason
 from screentest_worker.runner import RunnerSlot
 from screentest_worker.telemetry import Telemetry
@@ -44,15 +44,13 @@ class Commands:
         self,
         *,
         lane: Lane,
-        models_dir: Path,
-        env_python: Path,
+        place: Place,
         consumer: Consumer,
         slot: RunnerSlot,
         telemetry: Telemetry,
     ) -> None:
         self._lane = lane
-        self._models_dir = models_dir
-        self._env_python = env_python
+        self._place = place
         self._consumer = consumer
         self._slot = slot
         self._telemetry = telemetry
@@ -111,14 +109,7 @@ class Commands:
 
     async def _preflight(self, spec: JobSpec) -> CommandReply:
         device = None if spec.weights is Weights.MINIATURE else await self._device_facts()
-        found = await asyncio.to_thread(
-            facts.gather,
-            self._lane,
-            spec.weights,
-            models_dir=self._models_dir,
-            env_python=self._env_python,
-            device=device,
-        )
+        found = await asyncio.to_thread(facts.gather, self._lane, spec.weights, self._place, device)
         decision = preflight.decide(found, spec)
         return CommandReply(
             done=decision.verdict is not Verdict.REFUSED,

@@ -21,11 +21,13 @@ from screentest.errors import NotPossibleNow
 from screentest.kit import clock, lifecycle, logging
 from screentest.kit.bus import Bus
 from screentest.lanes import Lane
+from screentest.measured import load_measured
 from screentest.records import Alive
 from screentest_worker import processes
 from screentest_worker.attempt import Turns
 from screentest_worker.commands import Commands
 from screentest_worker.consume import Consumer
+from screentest_worker.facts import Place
 from screentest_worker.finish import Finisher
 from screentest_worker.heartbeat import Heartbeat
 from screentest_worker.ledger import Ledger
@@ -143,13 +145,17 @@ class Worker:
         self._slot = RunnerSlot(
             self._supervisor, settings.lock_dir.absolute(), settings.stop_grace_s, self._heartbeat.change
         )
+        place = Place(
+            models_dir=settings.models_dir.absolute(),
+            env_python=env_python,
+            measured=load_measured(settings.measured_folder),
+        )
         ledger, spool, depot = Ledger(bus), Spool(folders.spool), Depot(bus)
         turns = Turns(
             lane=lane,
             device=settings.device,
-            models_dir=settings.models_dir.absolute(),
+            place=place,
             cache_dir=settings.cache_dir.absolute(),
-            env_python=env_python,
             scratch=folders.scratch,
             not_proven_s=settings.not_proven_s,
             cancel_grace_s=settings.cancel_grace_s,
@@ -176,8 +182,7 @@ class Worker:
         )
         self._commands = Commands(
             lane=lane,
-            models_dir=settings.models_dir.absolute(),
-            env_python=env_python,
+            place=place,
             consumer=self._consumer,
             slot=self._slot,
             telemetry=self._telemetry,

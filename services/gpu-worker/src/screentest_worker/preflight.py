@@ -5,14 +5,17 @@ Every check runs: a person mends everything at once, not one thing per try.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from screentest.lanes import Lane
+from screentest.measured import Measured
 from screentest.records import JobSpec, Task, Verdict, Weights
-from screentest_worker import pipeline_call, pipeline_rules, weights_layout
+from screentest_worker import admission, pipeline_call, pipeline_rules, weights_layout
+from screentest_worker.admission import Admission
+from screentest_worker.device_memory import DeviceMemory
 from screentest_worker.findings import Check, Problem
-from screentest_worker.memory import DeviceMemory
 from screentest_worker.signature import PipelineSignature
 from screentest_worker.weights_folder import WeightsFolder
 from screentest_worker.weights_layout import Expectation
@@ -23,7 +26,8 @@ class Facts:
     """What is true on this machine now; None = not looked at, because the job does not need it.
 
     ``missing_env``: the model env's interpreter when it is not there. ``signature``: of the lane's pipeline class, or
-    why there is none. ``memory``: None also where telemetry did not answer.
+    why there is none. ``weights``: what is in their folder; ``expected``: what must be. ``memory``: None also where
+    telemetry did not answer. ``measured``: what clips took so far.
     """
 
     lane: Lane
@@ -31,13 +35,16 @@ class Facts:
     missing_env: str | None = None
     signature: PipelineSignature | Problem | None = None
     weights: WeightsFolder | None = None
+    expected: Expectation | None = None
     memory: DeviceMemory | None = None
+    measured: Measured = field(default_factory=Measured)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Decision:
     """``reason`` and ``fix`` are of the first problem, one line each, empty without one. ``fixed``: what will differ
-    from what was asked. ``first_rung``: None where memory decided nothing.
+    from what was asked. ``first_rung``: None where nothing is known of the memory. ``memory_free_bytes``: what the job
+    may use once no runner of ours holds any.
     """
 
     verdict: Verdict
@@ -65,16 +72,42 @@ def decide(facts: Facts, spec: JobSpec, rung: int | None = None) -> Decision:
     foreign = _of_another_lane(facts, spec)
     if foreign is not None:  # everything else would be judged by the wrong lane file
         return _refused((foreign,))
-    problems = (*_env(facts), *_weights(facts, spec), *_pipeline(facts, spec), *_shape(facts.lane, spec))
-    problems += (*_keyframe(spec), *_rung(facts.lane, spec, spec.first_rung if rung is None else rung))
+    begin = spec.first_rung if rung is None else rung
+    problems = (*of_lane(facts, _call(spec)), *_shape(facts.lane, spec), *_keyframe(spec))
+    problems += tuple(_rung(facts.lane, spec, begin))
+    admitted = _admission(facts, spec, problems)
+    if admitted.problem is not None:
+        problems += (admitted.problem,)
     if problems:
-        return _refused(problems)
-    fitted = tuple(_fitted_keyframe(spec))
-    return Decision(verdict=Verdict.FIXED if fitted else Verdict.OK, fixed=fitted)
+        return _refused(problems, admitted.available_bytes)
+    fixed = tuple(text for text in (*_fitted_keyframe(spec), admitted.fixed) if text)
+    return Decision(
+        verdict=Verdict.FIXED if fixed else Verdict.OK,
+        fixed=fixed,
+        first_rung=admitted.rung,
+        memory_free_bytes=admitted.available_bytes,
+    )
 
 
-def _refused(problems: tuple[Problem, ...]) -> Decision:
-    return Decision(verdict=Verdict.REFUSED, problems=problems)
+def of_lane(facts: Facts, call: Mapping[str, Any]) -> tuple[Problem, ...]:
+    """What is wrong with the lane's env, weights and pipeline, whatever the job. ``call``: keyword arguments."""
+    return (*_env(facts), *_weights(facts), *_pipeline(facts, call))
+
+
+def _call(spec: JobSpec) -> dict[str, Any]:
+    return {parameter.name: parameter.value for parameter in spec.call}
+
+
+def _admission(facts: Facts, spec: JobSpec, problems: tuple[Problem, ...]) -> Admission:
+    """Miniatures fit anywhere, and of a shape or rung that is no good nothing can be said."""
+    is_sound = not any(problem.check in {Check.SHAPE, Check.RUNG} for problem in problems)
+    if facts.memory is None or spec.weights is Weights.MINIATURE or not is_sound:
+        return Admission()
+    return admission.admit(facts.lane, spec, facts.memory, facts.measured)
+
+
+def _refused(problems: tuple[Problem, ...], memory_free_bytes: int | None = None) -> Decision:
+    return Decision(verdict=Verdict.REFUSED, problems=problems, memory_free_bytes=memory_free_bytes)
 
 
 def _of_another_lane(facts: Facts, spec: JobSpec) -> Problem | None:
@@ -94,14 +127,13 @@ def _env(facts: Facts) -> Iterator[Problem]:
         yield Problem(check=Check.ENV, reason=reason, fix="run `make envs`")
 
 
-def _weights(facts: Facts, spec: JobSpec) -> Iterator[Problem]:
+def _weights(facts: Facts) -> Iterator[Problem]:
     """Only hub weights come from a folder that somebody else filled."""
-    if spec.weights is Weights.HUB and facts.weights is not None:
-        yield from weights_layout.problems(Expectation.of_lane(facts.lane), facts.weights)
+    if facts.weights is not None and facts.expected is not None:
+        yield from weights_layout.problems(facts.expected, facts.weights)
 
 
-def _pipeline(facts: Facts, spec: JobSpec) -> Iterator[Problem]:
-    call = {parameter.name: parameter.value for parameter in spec.call}
+def _pipeline(facts: Facts, call: Mapping[str, Any]) -> Iterator[Problem]:
     keywords = {*call, *(keyword for rung in facts.lane.ladder for keyword in rung.call)}
     match facts.signature:
         case Problem() as problem:

@@ -13,7 +13,8 @@ class WorkerSettings(ServiceSettings):
     """One lane on one device.
 
     ``env_python`` is the interpreter of the lane's model environment; it stays a link when it is one, because a link
-    is what tells Python which environment it is in. ``state_dir`` holds scratch, spool and logs.
+    is what tells Python which environment it is in. ``state_dir`` holds scratch, spool and logs. ``measured_dir`` holds
+    what clips took on known GPUs; None = the folder `measured` beside the folder of the lane file.
     """
 
     lane_file: Path
@@ -23,6 +24,7 @@ class WorkerSettings(ServiceSettings):
     env_python: Path
     models_dir: Path
     cache_dir: Path
+    measured_dir: Path | None = None
 
     # A warm runner holds the device's memory: after this long without a job it goes.
     idle_s: float = Field(default=600.0, gt=0)
@@ -34,3 +36,7 @@ class WorkerSettings(ServiceSettings):
     # What a runner gets to end by itself after Stop; a step of a big model takes longer and is cut short.
     stop_grace_s: float = Field(default=5.0, ge=0)
     renew_s: float = Field(default=10.0, gt=0)
+
+    @property
+    def measured_folder(self) -> Path:
+        return self.measured_dir or self.lane_file.absolute().parent.parent / "measured"
