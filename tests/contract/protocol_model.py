@@ -718,7 +718,7 @@ class Scheduler:
         entry = self.ledger.job(chosen.entry.spec.job_id)
         if not entry.may_be_admitted:
             return
-        rung = transitions.next_rung(entry, self.ledger.winning_rungs.first_rung(entry.spec, None))
+        rung = transitions.next_rung(entry, self.ledger.lessons.winning_rungs.first_rung(entry.spec, None))
         body = Admitted(rung=rung, rung_name=entry.spec.rungs[rung])
         self.uncertain = entry.spec.job_id
         entry = yield from self.append_job(entry, JobState.ADMITTED, body, entry.attempt + 1)

@@ -58,7 +58,11 @@ def laddered_scheduler(scheduler: Scheduler, tmp_path: Path) -> Scheduler:
     folder = tmp_path / "lanes"
     folder.mkdir()
     text = (ROOT / "deploy" / "lanes" / "stub.toml").read_text()
-    (folder / "stub.toml").write_text(text + '\n[[ladder]]\nname = "lean"\n\n[[ladder]]\nname = "fp8"\n')
+    more = "".join(
+        f'\n[[ladder]]\nname = "{name}"\ncall = {{ work_s = {work_s} }}\n'
+        for name, work_s in (("lean", 1.5), ("fp8", 1.0))
+    )
+    (folder / "stub.toml").write_text(text + more)
     scheduler.kill()
     scheduler.environment["SCREENTEST_LANES_DIR"] = str(folder)
     scheduler.start()

@@ -17,9 +17,9 @@ SPEC = replace(
 CLIP = Outcome(failure_class=None, gpu_name="NVIDIA H200")
 
 
-def after(outcome: Outcome, *, rung: int = 2, shared_gpu: bool = False) -> WinningRungs:
+def after(outcome: Outcome, *, rung: int = 2) -> WinningRungs:
     winning = WinningRungs()
-    winning.learn(SPEC, rung, outcome, shared_gpu=shared_gpu)
+    winning.learn(SPEC, rung, outcome)
     return winning
 
 
@@ -58,7 +58,3 @@ def test_another_gpu_begins_with_its_plan() -> None:
 
 def test_a_failure_teaches_nothing() -> None:
     assert begins(after(replace(CLIP, failure_class=FailureClass.OOM_LOAD)), SPEC) == 0
-
-
-def test_a_clip_beside_a_stranger_teaches_nothing() -> None:
-    assert begins(after(CLIP, shared_gpu=True), SPEC) == 0

@@ -317,7 +317,7 @@ def test_a_replay_brings_back_the_rung_that_won() -> None:
     stream = submitted_stream(sweep)
     stream.job(first, History(first).complete(5, rung=1).events[1:])
     for ledger in (stream.replayed(), replayed(stream.messages * 2)):
-        assert ledger.winning_rungs.first_rung(second, None) == 1
+        assert ledger.lessons.winning_rungs.first_rung(second, None) == 1
 
 
 # ---- archive and restore

@@ -339,27 +339,39 @@ def test_the_limit_follows_the_estimate(estimates: tuple[Estimate, ...], attempt
     assert (limits.load_s, limits.step_stall_s) == (900, 60)
 
 
-def test_a_plan_carries_its_estimates_and_what_they_are_of() -> None:
-    told: list[planning.Shape] = []
+class Known:
+    """Knows one estimate, and remembers what it was asked."""
 
-    def estimating(lane: Lane, shape: planning.Shape, placement: Placement) -> tuple[Estimate, ...]:
-        told.append(shape)
+    def __init__(self) -> None:
+        self.asked: list[planning.Work] = []
+
+    def estimates(self, lane: Lane, work: planning.Work, placement: Placement) -> tuple[Estimate, ...]:
+        self.asked.append(work)
         return (estimate(0, 100),)
 
+    def first_rung(self, lane: Lane, work: planning.Work, placement: Placement) -> int:
+        return 1
+
+
+def test_a_plan_carries_what_is_known_of_its_work() -> None:
+    known = Known()
     spec = asked(WAN, requested=Requested(steps=7), memory_cap_gib=16.0)
-    [made] = planning.plan(spec, LANES, everywhere(), estimating).lanes
+    [made] = planning.plan(spec, LANES, everywhere(), known).lanes
     assert made.estimates == (estimate(0, 100),)
-    assert made.limits.attempt_s == 600
-    assert told == [
-        planning.Shape(
-            weights=spec.weights,
-            width_px=made.width_px,
-            height_px=made.height_px,
-            num_frames=made.num_frames,
-            steps=7,
-            memory_cap_gib=16.0,
-        )
-    ]
+    assert (made.limits.attempt_s, made.first_rung) == (600, 1)
+    [work] = known.asked
+    assert (work.weights, work.steps, work.memory_cap_gib) == (spec.weights, 7, 16.0)
+    assert (work.width_px, work.height_px, work.num_frames) == (made.width_px, made.height_px, made.num_frames)
+    assert work.call == made.call
+
+
+def test_prompts_make_no_other_work() -> None:
+    known = Known()
+    planning.plan(asked(WAN, requested=Requested(negative_prompt="fog")), LANES, everywhere(), known)
+    planning.plan(asked(WAN, requested=Requested(negative_prompt="rain")), LANES, everywhere(), known)
+    planning.plan(asked(WAN, requested=Requested(guidance_scale=1)), LANES, everywhere(), known)
+    first, second, unguided = (work.alike for work in known.asked)
+    assert first == second != unguided
 
 
 def test_verdicts_say_what_would_happen() -> None:

@@ -368,7 +368,7 @@ class Conductor:
         spec = entry.spec
         has_choice = entry.attempt == 0 and len(spec.rungs) > 1
         facts = await self.telemetry.facts(spec.host, spec.device) if has_choice and not is_cpu(spec.device) else None
-        first_rung = self._ledger.winning_rungs.first_rung(spec, facts.gpu_name if facts else None)
+        first_rung = self._ledger.lessons.winning_rungs.first_rung(spec, facts.gpu_name if facts else None)
         return transitions.next_rung(entry, first_rung)
 
     async def _is_certain(self, turn: Turn) -> bool:

@@ -1,4 +1,4 @@
-"""What each open job is expected to wait and to take, from the plans' estimates and what every device does now."""
+"""What each open job is expected to wait and to take, from what is known of it and what every device does now."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from screentest_scheduler.admission import Candidate, Slot
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.forecast import Cost, Expectation
 from screentest_scheduler.ledger import Ledger
+from screentest_scheduler.planning import Placement
 from screentest_scheduler.transitions import Entry
 
 UNKNOWN = Cost(load_s=None, clip_s=None)
@@ -49,14 +50,21 @@ class Expecter:
 
     def _cost_of(self, candidate: Candidate) -> Cost:
         entry = candidate.entry
-        return self._cost(entry, transitions.next_rung(entry, entry.spec.first_rung))
+        facts = self._conductor.telemetry.known_facts(entry.spec.host, entry.spec.device)
+        gpu_name = facts.gpu_name if facts is not None else None
+        first_rung = self._ledger.lessons.winning_rungs.first_rung(entry.spec, gpu_name)
+        return self._cost(entry, transitions.next_rung(entry, first_rung))
 
     def _cost(self, entry: Entry, rung: int) -> Cost:
         estimate = self._estimate(entry.spec, rung)
         return UNKNOWN if estimate is None else Cost(load_s=estimate.load_s, clip_s=estimate.clip_s)
 
     def _estimate(self, spec: JobSpec, rung: int) -> Estimate | None:
-        """As planned; None for a retry that runs a lane file newer than the plan."""
+        """As known now where the device is, else as planned; None for a retry of a lane file newer than the plan."""
+        facts = self._conductor.telemetry.known_facts(spec.host, spec.device)
+        place = Placement(host=spec.host, device=spec.device, has_worker=True, facts=facts)
+        if facts is not None and (known := self._ledger.lessons.of_job(spec, rung, place)) is not None:
+            return known
         for plan in self._ledger.sweep(spec.sweep_id).record.lanes:
             if (plan.lane_id, plan.lane_digest) == (spec.lane_id, spec.lane_digest):
                 return next((estimate for estimate in plan.estimates if estimate.rung == rung), None)

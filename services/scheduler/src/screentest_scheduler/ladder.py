@@ -55,9 +55,9 @@ class WinningRungs:
     def __init__(self) -> None:
         self._rungs: dict[Circumstance, int] = {}
 
-    def learn(self, spec: JobSpec, rung: int, outcome: Outcome, *, shared_gpu: bool) -> None:
-        """From the end of an attempt. A clip made beside a stranger says nothing about the card alone."""
-        if outcome.failure_class is None and not shared_gpu:
+    def learn(self, spec: JobSpec, rung: int, outcome: Outcome) -> None:
+        """From the end of an attempt."""
+        if outcome.failure_class is None:
             self._rungs[circumstance(spec, outcome.gpu_name)] = rung
 
     def first_rung(self, spec: JobSpec, gpu_name: str | None) -> int:

@@ -19,7 +19,6 @@ from screentest.records import (
     JobEvent,
     JobSpec,
     JobState,
-    Outcome,
     PrioritySet,
     RestoreBegun,
     RetryRequested,
@@ -36,7 +35,7 @@ from screentest.records import (
 )
 from screentest_scheduler import planning, transitions
 from screentest_scheduler.admission import Candidate
-from screentest_scheduler.ladder import WinningRungs
+from screentest_scheduler.lessons import Lessons
 from screentest_scheduler.transitions import Entry
 
 
@@ -86,12 +85,12 @@ class DeviceState:
 class Ledger:
     """Every sweep, job and device by id, in the order of the stream."""
 
-    def __init__(self) -> None:
+    def __init__(self, lessons: Lessons | None = None) -> None:
+        self.lessons = lessons or Lessons()
         self.sweeps: dict[str, SweepState] = {}
         self.jobs: dict[str, Entry] = {}
         self.devices: dict[tuple[str, str], DeviceState] = {}
         self.archived: dict[str, ArchivedSweep] = {}
-        self.winning_rungs = WinningRungs()
         self.sequence = 0
         # Messages of sweeps that are being written back: they count when all of them are there.
         self._returning: dict[str, list[Stored]] = {}
@@ -236,15 +235,12 @@ class Ledger:
         changed = transitions.apply(entry, event, sequence)
         self.jobs[event.job_id] = changed
         if changed is not entry and isinstance(event.body, AttemptEnded):
-            self._learn(changed, event.body.outcome)
+            self.lessons.learn(changed.spec, changed.rung, event.body.outcome, shared_gpu=changed.shared_gpu)
         if changed.state.is_terminal:
             for index in (self._open, self._active, self._expiring):
                 index.pop(event.job_id, None)
         elif changed.state is not JobState.QUEUED or changed.cancel_by:
             self._active[event.job_id] = None
-
-    def _learn(self, entry: Entry, outcome: Outcome) -> None:
-        self.winning_rungs.learn(entry.spec, entry.rung, outcome, shared_gpu=entry.shared_gpu)
 
     def apply_sweep(self, event: SweepEvent, sequence: int) -> None:
         if isinstance(event.body, SweepSubmitted):

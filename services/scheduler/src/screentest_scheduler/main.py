@@ -13,12 +13,14 @@ from screentest.kit.archive import Archive
 from screentest.kit.bus import Bus
 from screentest.kit.config import DepotSettings, read_secret
 from screentest.kit.store import Store
+from screentest.measured import load_measured
 from screentest_scheduler.archiver import Archiver
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.depot import Depot
 from screentest_scheduler.grpc_api import SchedulerApi, Server
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger
+from screentest_scheduler.lessons import Lessons
 from screentest_scheduler.settings import SchedulerSettings
 from screentest_scheduler.submitting import Submitter
 from screentest_scheduler.views import Views
@@ -50,7 +52,7 @@ async def _serve(
     stopping: asyncio.Event, settings: SchedulerSettings, catalogue: dict[str, lanes.Lane], bus: Bus, store: Store
 ) -> None:
     places = settings.places()
-    ledger = Ledger()
+    ledger = Ledger(Lessons(catalogue, load_measured(settings.measured_dir)))
     journal = Journal(bus, ledger)
     await journal.replay()
     conductor = Conductor(

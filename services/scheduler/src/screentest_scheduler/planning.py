@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from typing import Protocol
 
 from screentest import lanes, subjects, wire
 from screentest.errors import BadRequest, FieldViolation
@@ -77,24 +78,46 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """What an attempt computes, as far as time and memory depend on it."""
+class Work:
+    """What an attempt computes, as far as time and memory depend on it. ``call``: as in JobSpec."""
 
     weights: Weights
     width_px: int
     height_px: int
     num_frames: int
     steps: int
+    call: tuple[Parameter, ...]
     memory_cap_gib: float | None
 
+    @property
+    def alike(self) -> tuple[object, ...]:
+        """Equal for jobs that take the same: what is written in a prompt costs nothing."""
+        numbers = tuple(item for item in self.call if not isinstance(item.value, str))
+        size = (self.width_px, self.height_px, self.num_frames, self.steps)
+        return (self.weights, *size, numbers, self.memory_cap_gib)
 
-# What each usable rung is expected to take; a tuple without a rung that this device has no use for.
-Estimating = Callable[[lanes.Lane, Shape, Placement], tuple[Estimate, ...]]
+
+class Foreknowledge(Protocol):
+    """What is known of work before it is done."""
+
+    def estimates(self, lane: lanes.Lane, work: Work, placement: Placement) -> tuple[Estimate, ...]:
+        """What each rung that this device can use is expected to take."""
+
+    def first_rung(self, lane: lanes.Lane, work: Work, placement: Placement) -> int:
+        """Where an attempt begins."""
 
 
-def unestimated(lane: lanes.Lane, shape: Shape, placement: Placement) -> tuple[Estimate, ...]:
+class Ignorance:
     """Nobody knows anything."""
-    return ()
+
+    def estimates(self, lane: lanes.Lane, work: Work, placement: Placement) -> tuple[Estimate, ...]:
+        return ()
+
+    def first_rung(self, lane: lanes.Lane, work: Work, placement: Placement) -> int:
+        return 0
+
+
+IGNORANCE = Ignorance()
 
 
 def sweep_id(title: str, submitted_at: datetime, collision: int = 0) -> str:
@@ -120,11 +143,11 @@ def plan(
     spec: SweepSpec,
     catalogue: Mapping[str, lanes.Lane],
     placements: Mapping[str, Placement],
-    estimating: Estimating = unestimated,
+    known: Foreknowledge = IGNORANCE,
 ) -> Plan:
     """Resolves every lane; BadRequest when the spec itself is wrong. A lane that cannot take part is in ``skipped``."""
     check(spec, catalogue)
-    resolved = [plan_lane(catalogue[lane_id], spec, placements[lane_id], estimating) for lane_id in spec.lane_ids]
+    resolved = [plan_lane(catalogue[lane_id], spec, placements[lane_id], known) for lane_id in spec.lane_ids]
     verdicts = tuple(_verdict(item, placements) for item in resolved)
     plans = tuple(item for item in resolved if isinstance(item, LanePlan))
     skipped = tuple(item for item in resolved if isinstance(item, SkippedLane))
@@ -147,23 +170,25 @@ def require_runnable(planned: Plan, spec: SweepSpec) -> None:
 
 
 def plan_lane(
-    lane: lanes.Lane, spec: SweepSpec, placement: Placement, estimating: Estimating = unestimated
+    lane: lanes.Lane, spec: SweepSpec, placement: Placement, known: Foreknowledge = IGNORANCE
 ) -> LanePlan | SkippedLane:
     """One lane's parameters for this sweep, every departure from what was asked as a mark."""
     impossible = _impossible(lane, spec, placement)
     if impossible:
         return SkippedLane(lane_id=lane.id, lane_title=lane.title, reason=impossible)
     settings, marks = resolve(lane, spec)
-    call = lane.pipeline_call(spec.weights.value, {**settings, "prompt": "{prompt}"})
-    shape = Shape(
+    named = lane.pipeline_call(spec.weights.value, {**settings, "prompt": "{prompt}"})
+    call = tuple(Parameter(name=name, value=_typed(value)) for name, value in sorted(named.items()))
+    work = Work(
         weights=spec.weights,
         width_px=int(settings["width_px"]),
         height_px=int(settings["height_px"]),
         num_frames=int(settings["num_frames"]),
-        steps=_steps(settings, call),
+        steps=_steps(settings, named),
+        call=call,
         memory_cap_gib=spec.memory_cap_gib,
     )
-    estimates = estimating(lane, shape, placement)
+    estimates = known.estimates(lane, work, placement)
     return LanePlan(
         lane_id=lane.id,
         lane_title=lane.title,
@@ -171,12 +196,12 @@ def plan_lane(
         lane_digest=lanes.lane_digest(lane),
         host=placement.host,
         device=placement.device,
-        width_px=shape.width_px,
-        height_px=shape.height_px,
-        num_frames=shape.num_frames,
-        steps=shape.steps,
+        width_px=work.width_px,
+        height_px=work.height_px,
+        num_frames=work.num_frames,
+        steps=work.steps,
         fps=float(settings["fps"]),
-        call=tuple(Parameter(name=name, value=_typed(value)) for name, value in sorted(call.items())),
+        call=call,
         marks=marks,
         limits=limits(lane, estimates),
         rungs=_rungs(lane, placement),
@@ -185,6 +210,7 @@ def plan_lane(
         preflight=_preflight_word(marks, placement),
         prompt_keyword=lane.parameters.get("prompt", ""),
         estimates=estimates,
+        first_rung=known.first_rung(lane, work, placement),
     )
 
 

@@ -40,5 +40,10 @@ class SchedulerSettings(ServiceSettings):
             check_id(device.strip(), "device")
         return value
 
+    @property
+    def measured_dir(self) -> Path:
+        """What clips took on GPUs lies beside the lanes; a folder that is not there holds nothing."""
+        return self.lanes_dir.parent / "measured"
+
     def places(self) -> tuple[tuple[str, str], ...]:
         return tuple((self.host, device.strip()) for device in self.devices.split(","))

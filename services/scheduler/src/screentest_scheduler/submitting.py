@@ -52,7 +52,6 @@ class Submitter:
         catalogue: Mapping[str, lanes.Lane],
         default_place: Place,
         telemetry: Telemetry,
-        estimating: planning.Estimating = planning.unestimated,
     ) -> None:
         self._bus = bus
         self._ledger = ledger
@@ -62,14 +61,13 @@ class Submitter:
         self._catalogue = catalogue
         self._default_place = default_place
         self._telemetry = telemetry
-        self._estimating = estimating
         self._pen = asyncio.Lock()
 
     async def preflight(self, spec: SweepSpec) -> Plan:
         """What would happen. Raises BadRequest when the spec itself is wrong."""
         planning.check(spec, self._catalogue)
         await self._check_keyframe(spec)
-        planned = planning.plan(spec, self._catalogue, await self._placements(spec.lane_ids), self._estimating)
+        planned = planning.plan(spec, self._catalogue, await self._placements(spec.lane_ids), self._ledger.lessons)
         replies = await asyncio.gather(*(self._ask(job) for job in _first_jobs(spec, planned)))
         answers = {lane.lane_id: reply for lane, reply in zip(planned.lanes, replies, strict=True)}
         return _with_answers(planned, answers)
@@ -134,7 +132,7 @@ class Submitter:
         if lanes.lane_digest(lane) == spec.lane_digest:
             return spec
         sweep = self._ledger.sweep(spec.sweep_id)
-        lane_plan = planning.plan_lane(lane, sweep.record.spec, placement, self._estimating)
+        lane_plan = planning.plan_lane(lane, sweep.record.spec, placement, self._ledger.lessons)
         if isinstance(lane_plan, SkippedLane):
             raise BadRequest(f"{lane.id} cannot take part any more: {lane_plan.reason}")
         again = planning.jobs(replace(sweep.record, lanes=(lane_plan,)))

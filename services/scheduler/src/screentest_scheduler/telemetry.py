@@ -16,6 +16,7 @@ class Telemetry:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
+        self._known: dict[tuple[str, str], DeviceFacts] = {}
 
     async def proof(self, host: str, device: str, kind: ProofKind, runner: Process | None) -> Proof | None:
         """``runner``: for CONTINUE, the one process that may hold the lock."""
@@ -25,7 +26,14 @@ class Telemetry:
     async def facts(self, host: str, device: str) -> DeviceFacts | None:
         """GPU name, kind of memory and how much of it is free, read now."""
         payload = await self._ask(subjects.device_facts(host, device), b"")
-        return None if payload is None else wire.decode(payload, DeviceFacts)
+        if payload is None:
+            return None
+        self._known[host, device] = wire.decode(payload, DeviceFacts)
+        return self._known[host, device]
+
+    def known_facts(self, host: str, device: str) -> DeviceFacts | None:
+        """As last read; None before that."""
+        return self._known.get((host, device))
 
     async def _ask(self, subject: str, payload: bytes) -> bytes | None:
         try:

@@ -1,0 +1,110 @@
+"""What attempts have taught: which rung is enough, and what a clip takes. Pure.
+
+It begins with what is shipped and learns from the end of every attempt: a fold of the events, so a restart brings it
+back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from screentest import estimates, lanes, memory
+from screentest.measured import Measured, Shape
+from screentest.records import Estimate, JobSpec, Outcome, Weights
+from screentest_scheduler.ladder import WinningRungs
+from screentest_scheduler.planning import Placement, Work
+
+NO_LANES: Mapping[str, lanes.Lane] = {}
+NOTHING_MEASURED = Measured()
+
+
+class Lessons:
+    """``catalogue``: the lanes that something can be learned of."""
+
+    def __init__(self, catalogue: Mapping[str, lanes.Lane] = NO_LANES, measured: Measured = NOTHING_MEASURED) -> None:
+        self._catalogue = catalogue
+        self._measured = measured
+        self._known: dict[tuple[object, ...], Estimate] = {}
+        self.winning_rungs = WinningRungs()
+
+    def learn(self, spec: JobSpec, rung: int, outcome: Outcome, *, shared_gpu: bool) -> None:
+        """From the end of an attempt. A clip made beside a stranger says nothing about the card alone."""
+        if shared_gpu:
+            return
+        self.winning_rungs.learn(spec, rung, outcome)
+        lane = self._catalogue.get(spec.lane_id)
+        if lane is None:
+            return
+        # Every model's ladder has a rung that only streams; it is left out where host and device share their memory.
+        is_unified = "" in spec.rungs
+        learned = estimates.learn(self._measured, lane, spec, rung, outcome, unified=is_unified)
+        if learned is not self._measured:
+            self._measured = learned
+            self._known.clear()
+
+    def estimates(self, lane: lanes.Lane, work: Work, placement: Placement) -> tuple[Estimate, ...]:
+        """One for every rung that this device can use."""
+        return tuple(
+            self._estimate(lane, work, rung, placement) for rung in lanes.usable_rungs(lane, placement.is_unified)
+        )
+
+    def first_rung(self, lane: lanes.Lane, work: Work, placement: Placement) -> int:
+        """Where an attempt begins when it has the device to itself: the first that fits, else the last there is."""
+        facts = placement.facts
+        total_bytes = facts.memory_total_bytes if facts is not None else None
+        if work.weights is Weights.MINIATURE or facts is None or total_bytes is None:
+            return 0
+        found = memory.first_rung(
+            lane,
+            _shape(work),
+            total_bytes,
+            self._measured,
+            unified=placement.is_unified,
+            gpu=facts.gpu_name,
+            memory_cap_gib=work.memory_cap_gib,
+        )
+        return lanes.usable_rungs(lane, placement.is_unified)[-1] if found is None else found
+
+    def of_job(self, spec: JobSpec, rung: int, placement: Placement) -> Estimate | None:
+        """What is known now, which may be more than its plan knew; None when its lane file has changed since."""
+        lane = self._catalogue.get(spec.lane_id)
+        if lane is None or lanes.lane_digest(lane) != spec.lane_digest:
+            return None
+        work = Work(
+            weights=spec.weights,
+            width_px=spec.width_px,
+            height_px=spec.height_px,
+            num_frames=spec.num_frames,
+            steps=spec.steps,
+            call=spec.call,
+            memory_cap_gib=spec.memory_cap_gib,
+        )
+        return self._estimate(lane, work, rung, placement)
+
+    def _estimate(self, lane: lanes.Lane, work: Work, rung: int, placement: Placement) -> Estimate:
+        """Computed once for all jobs alike: ten thousand of them wait in a queue."""
+        facts = placement.facts
+        gpu_name = facts.gpu_name if facts is not None else None
+        total_bytes = facts.memory_total_bytes if facts is not None else None
+        key = (lane.id, rung, gpu_name, total_bytes, placement.is_unified, work.alike)
+        if key not in self._known:
+            cap_gib = work.memory_cap_gib
+            free = None if total_bytes is None else memory.torch_may_hold(total_bytes, cap_gib)
+            capped = None if cap_gib is None else int(cap_gib * memory.GIB)
+            self._known[key] = estimates.estimate(
+                lane,
+                rung,
+                _shape(work),
+                work.steps,
+                gpu_name,
+                self._measured,
+                unified=placement.is_unified,
+                call={item.name: item.value for item in work.call},
+                weights=work.weights.value,
+                torch_bytes=capped if free is None else free,
+            )
+        return self._known[key]
+
+
+def _shape(work: Work) -> Shape:
+    return Shape(width_px=work.width_px, height_px=work.height_px, num_frames=work.num_frames)
