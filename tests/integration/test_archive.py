@@ -44,9 +44,8 @@ from screentest_scheduler.archiver import Archiver
 from screentest_scheduler.journal import Journal, claim_subject
 from screentest_scheduler.ledger import Ledger
 from screentest_ui import ports, restoring, servers
-from screentest_ui.cli_restore import restore_all
 from screentest_ui.home import Home, client_environment
-from screentest_ui.restoring import AlreadyThere
+from screentest_ui.restoring import AlreadyThere, restore_all
 from tests.conftest import Depot, RunningServer
 from tests.integration.test_reporter_service import Reporter, Writer, is_final, upload_clip, wait_report
 from tests.integration.test_scheduler import spec

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from screentest import subjects, wire
-from screentest.errors import Conflict, NotFound, NotPossibleNow, ScreentestError
+from screentest.errors import Conflict, NotFound, NotPossibleNow, ScreentestError, Unavailable
 from screentest.kit import clock
 from screentest.kit.archive import Archive, Message
 from screentest.kit.bus import Append, Bus, Stored, WrongLastSequence
+from screentest.kit.config import DepotSettings, ServiceSettings
+from screentest.kit.store import Store
 from screentest.records import ControlEvent, Drained, RestoreBegun, SweepArchived, SweepEvent, SweepRestored
+from screentest_ui import services
+from screentest_ui.home import Home
+from screentest_ui.ports import LOOPBACK
 
 # As many appends to different subjects are on their way at once.
 WAVE = 256
@@ -55,6 +60,78 @@ class _Place:
     mark_sequence: int
     last: dict[str, int]
     written: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a restore did. ``errors``: one sentence per sweep that could not be restored."""
+
+    restored: tuple[Restored, ...]
+    already_there: tuple[str, ...]
+    drained: tuple[ControlEvent, ...]
+    errors: tuple[str, ...]
+
+
+def settings_of(home: Home, environment: Mapping[str, str]) -> tuple[ServiceSettings, DepotSettings]:
+    """The caller's own settings, else the scheduler's of the stack in this home. Unavailable when it has none."""
+    if environment.get("SCREENTEST_NATS_URL"):
+        return ServiceSettings(), DepotSettings()
+    running = home.read()
+    if running is None:
+        raise Unavailable(f"no stack was ever started in {home.path}; run `screentest up` first, then restore into it")
+    bus = ServiceSettings(
+        nats_url=f"nats://{LOOPBACK}:{running.ports['nats']}",
+        nats_user="scheduler",
+        nats_password_file=home.secrets.nats_password_file("scheduler"),
+    )
+    depot = DepotSettings(
+        url=f"http://{LOOPBACK}:{running.ports['depot_s3']}",
+        bucket=services.BUCKET,
+        access_key="screentest-scheduler",
+        secret_key_file=home.secrets.depot_secret_key_file("scheduler"),
+    )
+    return bus, depot
+
+
+async def restore_into(settings: ServiceSettings, depot: DepotSettings, asked: Sequence[str]) -> Outcome:
+    """The sweeps asked for, or with none all that have an archive."""
+    store = Store(
+        url=depot.url,
+        bucket=depot.bucket,
+        access_key=depot.access_key,
+        secret_key=depot.secret_key(),
+        region=depot.region,
+    )
+    bus = await Bus.connect(
+        settings.nats_url, name="restore", user=settings.nats_user, password=settings.nats_password(), timeout_s=5
+    )
+    try:
+        await bus.ensure_streams()
+        archive = Archive(store)
+        return await restore_all(bus, archive, asked or await archive.sweeps())
+    finally:
+        await bus.close()
+
+
+async def restore_all(bus: Bus, archive: Archive, sweep_ids: Sequence[str]) -> Outcome:
+    """One after the other; what goes wrong with one does not keep the others from coming back."""
+    restored: list[Restored] = []
+    already_there: list[str] = []
+    errors: list[str] = []
+    control: list[Message] = []
+    for sweep_id in sweep_ids:
+        try:
+            content = await load(archive, sweep_id)
+            control += content.control
+            restored.append(await restore(bus, content))
+        except AlreadyThere as error:
+            already_there.append(str(error))
+        except Unavailable:
+            raise
+        except ScreentestError as error:
+            errors.append(str(error))
+    drained = await restore_control(bus, control)
+    return Outcome(restored=tuple(restored), already_there=tuple(already_there), drained=drained, errors=tuple(errors))
 
 
 async def load(archive: Archive, sweep_id: str) -> Content:
