@@ -322,8 +322,8 @@ def test_prompt_reaches_the_clip_behind_its_template(lane_id: str, tmp_path: Pat
     assert clips[0] != clips[1]
 
 
-def test_guidance_of_a_component_is_set_for_one_call_only(tmp_path: Path, cache: Path) -> None:
-    """HunyuanVideo 1.5 takes no guidance_scale: its guider has it, and a warm runner must not carry it on."""
+def test_guidance_of_a_component_reaches_the_clip(tmp_path: Path, cache: Path) -> None:
+    """HunyuanVideo 1.5 takes no guidance_scale: its guider has it."""
     clips = []
     with RunnerProcess(lane_of("hunyuanvideo-1-5-t2v"), tmp_path) as runner:
         runner.open()
@@ -340,14 +340,14 @@ def test_guidance_of_a_component_is_set_for_one_call_only(tmp_path: Path, cache:
     assert "HunyuanVideo15Pipeline has no guider.strength" in failed.message
 
 
-def test_clip_has_the_size_of_the_job_where_the_keyframe_decides_it(
-    tmp_path: Path, cache: Path, keyframe: Path
-) -> None:
-    """The keyframe has another shape: unfitted, the pipeline would make 80x64 of it."""
+def test_clip_has_the_size_of_the_job_where_the_keyframe_decides_it(tmp_path: Path, cache: Path) -> None:
+    """The keyframe is square: unfitted, the pipeline would make 80x80 of it."""
+    square = tmp_path / "square.png"
+    Image.new("RGB", (120, 120), (90, 20, 20)).save(square)
     with RunnerProcess(lane_of("hunyuanvideo-1-5-i2v"), tmp_path) as runner:
         runner.open()
         runner.load(cache=cache)
-        runner.generate("a", keyframe)
+        runner.generate("a", square)
         decoded = runner.until(Decoded)
     assert (decoded.width_px, decoded.height_px) == (96, 64)
 
