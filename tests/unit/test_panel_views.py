@@ -173,7 +173,16 @@ def test_the_final_proof_is_shown_with_its_device() -> None:
 
 def test_model_rows_have_the_case_studys_columns() -> None:
     rows = panel_sweep.model_rows((job("a", JobState.COMPLETED),))
-    assert list(rows[0]) == ["Model", "Task", "Status", "Latency", "Prompt match", "Finding"]
+    assert list(rows[0]) == [
+        "Model",
+        "Task",
+        "Status",
+        "Latency",
+        "Rung",
+        "Smallest card",
+        "Prompt match",
+        "Finding",
+    ]
     assert (rows[0]["Latency"], rows[0]["Prompt match"]) == ("8.00s", "not scored")
 
 

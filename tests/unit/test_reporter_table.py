@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from screentest import table
-from screentest.records import FailureClass, Job, Mark, MarkKind, Task, Weights
+from screentest.records import Estimate, FailureClass, Job, LanePlan, Mark, MarkKind, Task, Weights
 from tests.made_sweeps import History, failure, plan, record, retry_of, specs
 
 WAN = plan("wan2-1-t2v-1-3b", "Wan 2.1 T2V 1.3B")
@@ -17,8 +19,10 @@ def only(*jobs: Job) -> table.Row:
     return row
 
 
-def test_columns_are_those_of_the_case_study() -> None:
-    assert table.COLUMNS == ("Model", "Task", "Status", "Latency", "Prompt match", "Finding")
+def test_columns_are_those_of_the_case_study_and_what_a_card_needs() -> None:
+    shared, added = ("Model", "Task", "Status", "Latency", "Prompt match", "Finding"), ("Rung", "Smallest card")
+    assert tuple(column for column in table.COLUMNS if column not in added) == shared
+    assert set(table.COLUMNS) == {*shared, *added}
 
 
 def test_completed_row_reads_like_the_case_study() -> None:
@@ -28,6 +32,8 @@ def test_completed_row_reads_like_the_case_study() -> None:
         "T2V",
         "completed",
         "343.94s",
+        "resident",
+        "unknown",
         "not scored",
         "Valid MP4, 25 frames at 16 fps.",
     )
@@ -61,9 +67,18 @@ def test_refused_and_cancelled_rows_have_no_latency() -> None:
         "refused",
         "n/a",
         "n/a",
+        "unknown",
+        "n/a",
         "preflight_refused: it needs a keyframe. Fix: give one.",
     )
-    assert only(History(spec).cancel("ada").job).cells[2:] == ("cancelled", "n/a", "n/a", "cancelled by ada.")
+    assert only(History(spec).cancel("ada").job).cells[2:] == (
+        "cancelled",
+        "n/a",
+        "n/a",
+        "unknown",
+        "n/a",
+        "cancelled by ada.",
+    )
 
 
 def test_latency_is_of_the_deciding_attempt_and_earlier_ones_are_named() -> None:
@@ -99,6 +114,7 @@ def test_rows_keep_the_order_of_the_plan_and_name_the_cell_where_needed() -> Non
         (("clamped", "num_frames", "24", "25", "must be 4k+1"), "num_frames clamped: 24 -> 25 (must be 4k+1)"),
         (("dropped", "guidance_scale", "5.0", "", "not taken"), "guidance_scale dropped: 5.0 not passed (not taken)"),
         (("defaulted", "fps", "", "7", ""), "fps defaulted: 7"),
+        (("reduced", "num_frames", "81", "41", "rung short"), "num_frames reduced: 81 -> 41 (rung short)"),
     ],
 )
 def test_marks_are_footnotes(mark: tuple[str, ...], text: str) -> None:
@@ -119,4 +135,71 @@ def test_markdown_survives_pipes_and_tags_in_a_cause() -> None:
     (spec,) = specs(record([WAN]))
     text = table.markdown(table.rows([History(spec).fail(FailureClass.CRASHED, "a | b <script>").job]))
     assert "a \\| b \\<script\\>" in text
-    assert all(line.replace("\\|", "").count("|") == 7 for line in text.splitlines()[:3])
+    assert all(line.replace("\\|", "").count("|") == 9 for line in text.splitlines()[:3])
+
+
+# ---- rung and smallest card
+
+GIB = 2**30
+LADDER = replace(WAN, rungs=("resident", "lean", "short"))
+
+
+def estimate(rung: int, peak_gib: float | None, *, changes_picture: bool = False) -> Estimate:
+    return Estimate(
+        rung=rung,
+        rung_name=LADDER.rungs[rung],
+        changes_picture=changes_picture,
+        peak_memory_bytes=None if peak_gib is None else int(peak_gib * GIB),
+    )
+
+
+PLANNED = replace(LADDER, estimates=(estimate(0, 21), estimate(1, 10), estimate(2, 4, changes_picture=True)))
+
+
+def on_rung(rung: int, peak_gib: float | None = None, marks: tuple[Mark, ...] = ()) -> Job:
+    (spec,) = specs(record([LADDER], weights=Weights.FULL_RANDOM))
+    job = History(spec).complete(rung=rung).job
+    peak_bytes = None if peak_gib is None else int(peak_gib * GIB)
+    outcome = replace(job.attempts[-1].outcome, peak_device_memory_bytes=peak_bytes, marks=marks)  # type: ignore[type-var]
+    return replace(job, attempts=(*job.attempts[:-1], replace(job.attempts[-1], outcome=outcome)))
+
+
+def card(job: Job, *plans: LanePlan) -> str:
+    (row,) = table.rows([job], plans)
+    return row.cells[table.COLUMNS.index("Smallest card")]
+
+
+def test_the_smallest_card_is_over_the_rungs_that_keep_the_picture() -> None:
+    assert card(on_rung(0), PLANNED) == "12 GiB"
+
+
+def test_what_was_measured_beats_what_was_planned() -> None:
+    assert card(on_rung(1, 13), PLANNED) == "16 GiB"
+    assert card(on_rung(1, 7), PLANNED) == "8 GiB"
+
+
+def test_without_a_plan_the_clip_itself_tells() -> None:
+    assert card(on_rung(0, 30)) == "32 GiB"
+    assert card(on_rung(0)) == "unknown"
+    assert card(on_rung(0, 30), replace(PLANNED, lane_digest="another file")) == "32 GiB"
+
+
+def test_a_reduced_picture_is_no_measure_of_the_whole_one() -> None:
+    mark = Mark(kind=MarkKind.REDUCED, parameter="num_frames", requested="81", effective="41", reason="rung short")
+    job = on_rung(2, 4, (mark,))
+    assert card(job) == "unknown"
+    (row,) = table.rows([job])
+    assert (row.rung, row.footnotes) == ("short", ("num_frames reduced: 81 -> 41 (rung short)",))
+
+
+def test_a_miniature_says_nothing_of_the_models_card() -> None:
+    (spec,) = specs(record([LADDER]))
+    assert card(History(spec).complete().job, PLANNED) == "unknown"
+
+
+def test_steps_down_the_ladder_are_named_in_the_finding() -> None:
+    (spec,) = specs(record([LADDER], weights=Weights.FULL_RANDOM))
+    history = History(spec).start().end(failure(FailureClass.OOM_DENOISE)).complete(7, rung=1)
+    row = only(history.job)
+    assert row.rung == "lean"
+    assert row.finding.endswith("2nd attempt; 1st: oom_denoise at resident.")

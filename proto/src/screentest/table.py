@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from screentest import folding
-from screentest.records import Attempt, Job, JobState, Mark, MarkKind, Stamp, Task
+from screentest import folding, memory
+from screentest.records import Attempt, Job, JobState, LanePlan, Mark, MarkKind, Stamp, Task, Weights
 
-COLUMNS = ("Model", "Task", "Status", "Latency", "Prompt match", "Finding")
+COLUMNS = ("Model", "Task", "Status", "Latency", "Rung", "Smallest card", "Prompt match", "Finding")
 ABSENT = "n/a"
+UNKNOWN = "unknown"
 NOT_SCORED = "not scored"
 RANDOM_WEIGHTS = "random weights"
 
@@ -35,7 +36,8 @@ class Row:
     """One cell of a sweep. ``latency_s`` is from Started to AttemptEnded of the deciding attempt, None before that.
 
     ``model`` names prompt and seed too where a lane has several cells. ``footnotes`` say what ran instead of what was
-    asked for. ``earlier``: oldest first.
+    asked for. ``rung``: of the deciding attempt, "" before the first. ``smallest_card_gib``: the smallest usual card
+    that makes this very picture at some rung, None = not known. ``earlier``: oldest first.
     """
 
     job_id: str
@@ -49,6 +51,8 @@ class Row:
     prompt_match: str
     finding: str
     random_weights: bool
+    rung: str = ""
+    smallest_card_gib: int | None = None
     footnotes: tuple[str, ...] = ()
     earlier: tuple[Try, ...] = ()
 
@@ -56,18 +60,24 @@ class Row:
     def cells(self) -> tuple[str, ...]:
         """The text of each of ``COLUMNS``."""
         latency = latency_text(self.latency_s)
-        return (self.model, self.task, self.status, latency, self.prompt_match, self.finding)
+        fit = (self.rung or ABSENT, card_text(self.smallest_card_gib))
+        return (self.model, self.task, self.status, latency, *fit, self.prompt_match, self.finding)
 
 
-def rows(jobs: Iterable[Job]) -> tuple[Row, ...]:
-    """The table of one sweep, in the order its cells were planned."""
+def rows(jobs: Iterable[Job], plans: Iterable[LanePlan] = ()) -> tuple[Row, ...]:
+    """The table of one sweep, in the order its cells were planned. ``plans``: of its record, for the smallest card."""
+    plan_of = {(plan.lane_id, plan.lane_digest): plan for plan in plans}
     by_cell: dict[Cell, list[Job]] = {}
     for job in jobs:
         by_cell.setdefault(cell_of(job), []).append(job)
     tries = [sorted(cell, key=_try_order) for cell in by_cell.values()]
     tries.sort(key=lambda cell: cell[0].spec.ordinal)
     name = _Namer(by_cell)
-    return tuple(_row(cell, name(cell[-1])) for cell in tries)
+    return tuple(_row(cell, name(cell[-1]), plan_of.get(_planned(cell[-1]))) for cell in tries)
+
+
+def _planned(job: Job) -> tuple[str, str]:
+    return job.spec.lane_id, job.spec.lane_digest
 
 
 def cell_of(job: Job) -> Cell:
@@ -98,8 +108,11 @@ class _Namer:
         return f"{job.spec.lane_title} ({', '.join(parts)})" if parts else job.spec.lane_title
 
 
-def _row(tries: Sequence[Job], model: str) -> Row:
+def _row(tries: Sequence[Job], model: str, plan: LanePlan | None) -> Row:
     job, spec = tries[-1], tries[-1].spec
+    attempt = job.attempts[-1] if job.attempts else None
+    outcome = attempt.outcome if attempt is not None else None
+    marks = (*spec.marks, *(outcome.marks if outcome is not None else ()))
     return Row(
         job_id=spec.job_id,
         lane_id=spec.lane_id,
@@ -112,7 +125,9 @@ def _row(tries: Sequence[Job], model: str) -> Row:
         prompt_match=NOT_SCORED if job.state is JobState.COMPLETED else ABSENT,
         finding=finding(job) + tries_text(tries),
         random_weights=spec.weights.is_random,
-        footnotes=tuple(mark_text(mark) for mark in spec.marks),
+        rung=attempt.rung_name if attempt is not None else "",
+        smallest_card_gib=smallest_card_gib(job, plan),
+        footnotes=tuple(mark_text(mark) for mark in marks),
         earlier=tuple(_try(job) for job in tries[:-1]),
     )
 
@@ -153,6 +168,39 @@ def seconds_between(begin: Stamp, end: Stamp) -> float:
 def latency_text(latency_s: float | None) -> str:
     """``343.94s``."""
     return ABSENT if latency_s is None else f"{latency_s:.2f}s"
+
+
+# ---- memory
+
+
+def smallest_card_gib(job: Job, plan: LanePlan | None) -> int | None:
+    """The smallest card over the rungs that leave the picture as it is: as measured by this job, else as planned.
+
+    None where neither knows, and for miniatures, whose memory says nothing of the model.
+    """
+    if job.spec.weights is Weights.MINIATURE:
+        return None
+    estimates = plan.estimates if plan is not None else ()
+    peaks = {item.rung_name: item.peak_memory_bytes for item in estimates if not item.changes_picture}
+    peaks.update(_measured_peaks(job))
+    cards = [memory.card_gib(peak_bytes) for peak_bytes in peaks.values() if peak_bytes is not None]
+    return min((card for card in cards if card is not None), default=None)
+
+
+def _measured_peaks(job: Job) -> dict[str, int]:
+    """By rung, of attempts that made the picture that was asked for."""
+    found = {}
+    for attempt in job.attempts:
+        outcome = attempt.outcome
+        is_whole = outcome is not None and outcome.failure_class is None and not outcome.marks
+        if outcome is not None and is_whole and outcome.peak_device_memory_bytes is not None:
+            found[attempt.rung_name] = outcome.peak_device_memory_bytes
+    return found
+
+
+def card_text(card_gib: int | None) -> str:
+    """``16 GiB``."""
+    return UNKNOWN if card_gib is None else f"{card_gib} GiB"
 
 
 # ---- findings
@@ -212,11 +260,16 @@ def _earlier_attempts(job: Job) -> list[str]:
     if len(job.attempts) < 2:
         return []
     endings = [
-        f"{ordinal(attempt.attempt)}: {attempt.outcome.failure_class.value}"
+        f"{ordinal(attempt.attempt)}: {attempt.outcome.failure_class.value}{_on_rung(attempt, job.attempts[-1])}"
         for attempt in job.attempts[:-1]
         if attempt.outcome and attempt.outcome.failure_class
     ]
     return [f"{ordinal(job.attempts[-1].attempt)} attempt", *endings]
+
+
+def _on_rung(attempt: Attempt, deciding: Attempt) -> str:
+    """Named where the ladder was stepped down."""
+    return "" if attempt.rung == deciding.rung else f" at {attempt.rung_name}"
 
 
 def tries_text(tries: Sequence[Job]) -> str:
@@ -247,6 +300,7 @@ def mark_text(mark: Mark) -> str:
         MarkKind.DROPPED: f"{mark.requested} not passed" if mark.requested else "not passed",
         MarkKind.CLAMPED: f"{mark.requested} -> {mark.effective}",
         MarkKind.DEFAULTED: mark.effective,
+        MarkKind.REDUCED: f"{mark.requested} -> {mark.effective}",
     }[mark.kind]
     reason = f" ({mark.reason.rstrip('.')})" if mark.reason else ""
     return f"{mark.parameter} {mark.kind.value}: {change}{reason}"

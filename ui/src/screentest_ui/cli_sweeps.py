@@ -324,11 +324,12 @@ def _wait_and_show(client: Client, sweep_id: str, cursor: str, *, as_json: bool,
 
 def _show_sweep(client: Client, sweep_id: str, *, as_json: bool) -> None:
     sweep, jobs = client.get_sweep(sweep_id), client.list_jobs(sweep_id)
+    plans = sweep.record.lanes
     if as_json:
-        rows = [{**printing.plain(row), "job_id": row.job_id} for row in model_table.rows(jobs)]
+        rows = [{**printing.plain(row), "job_id": row.job_id} for row in model_table.rows(jobs, plans)]
         printing.as_json({"sweep": sweep, "rows": rows, "jobs": jobs})
         return
-    printing.print_model_table(model_table.rows(jobs))
+    printing.print_model_table(model_table.rows(jobs, plans))
 
 
 def _sweep_line(sweep: Sweep) -> tuple[str, ...]:

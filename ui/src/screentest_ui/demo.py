@@ -65,7 +65,7 @@ def _sweep(asked: sweepfile.SweepFile) -> tuple[Path, tuple[str, ...]]:
         printing.say(f"sweep: {sweep_id} ({sweep.counts.total} jobs)")
         wait_for_end(client, sweep_id)
         jobs = client.list_jobs(sweep_id)
-        printing.print_model_table(model_table.rows(jobs))
+        printing.print_model_table(model_table.rows(jobs, sweep.record.lanes))
         fetched = reportfetch.fetch(client, sweep_id, OUT, wait_for_final=True)
     for problem in fetched.problems:
         printing.err().print(problem, markup=False)

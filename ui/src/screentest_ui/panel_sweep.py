@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from screentest import table
 from screentest.folding import status
-from screentest.records import ClipFacts, Job, JobState, Sweep
+from screentest.records import ClipFacts, Job, JobState, LanePlan, Sweep
 from screentest_ui.panel_text import duration, file_size, shortened
 
 _RETRYABLE = (JobState.FAILED, JobState.REFUSED, JobState.CANCELLED)
@@ -136,9 +136,9 @@ def _ending_card(job: Job, counts: bool) -> EndingCard:
     )
 
 
-def model_rows(jobs: Sequence[Job]) -> list[dict[str, str]]:
+def model_rows(jobs: Sequence[Job], plans: Sequence[LanePlan] = ()) -> list[dict[str, str]]:
     """The model table, one dict per row by the case study's columns; numbers in Model point to ``notes``."""
-    rows = table.rows(jobs)
+    rows = table.rows(jobs, plans)
     numbers = table.numbered_footnotes(rows)
     return [dict(zip(table.COLUMNS, _cells(row, numbers), strict=True)) for row in rows]
 

@@ -24,7 +24,7 @@ from screentest_reporter.vitals import Chart, Curve, Recording, Summary
 
 SCHEMA = "report/1"
 # Changes when the same events would give another page: a report of an older renderer is written anew.
-RENDERER = "1"
+RENDERER = "2"
 # Above this a browser would open too many videos at once; the posters are shown at any number.
 PRELOAD_UP_TO = 24
 
@@ -99,7 +99,7 @@ def build(state: SweepState, material: Material, *, revision: int, published_at:
     record = state.record
     assert record is not None, "a report is made of a sweep with its record"
     jobs = sorted(state.jobs.values(), key=lambda job: (job.spec.ordinal, job.spec.retry_index))
-    rows = report_rows(jobs, material.pictures, material.recordings)
+    rows = report_rows(jobs, material.pictures, material.recordings, record.lanes)
     counting = [state.jobs[row.row.job_id] for row in rows]
     recording = _recording(record, material.recordings)
     devices = [lane.device for lane in record.lanes]
@@ -253,7 +253,11 @@ def _row_json(row: ReportRow) -> dict[str, Any]:
         "marks": list(line.footnotes),
         "earlier": [dataclasses.asdict(earlier) for earlier in line.earlier],
         "attempts": row.attempts,
-        "rung": row.rung,
+        "rung": line.rung or None,
+        "smallest_card_gib": line.smallest_card_gib,
+        "peak_memory_by_phase": row.peak_memory_by_phase,
+        "steps_done": row.steps_done,
+        "step_s": row.step_s,
         "clip": dataclasses.asdict(row.clip) if row.clip else None,
         "clip_facts": dataclasses.asdict(row.clip_facts) if row.clip_facts else None,
         "sheet": row.pictures.sheet,

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from screentest import table, windows
-from screentest.records import ClipFacts, Job
+from screentest.records import ClipFacts, Job, LanePlan, Outcome
 from screentest_reporter import energy, vitals
 from screentest_reporter.vitals import Recording
 
@@ -38,13 +38,15 @@ class ReportRow:
     row: table.Row
     failure_class: str | None
     attempts: int
-    rung: str | None
     clip: ClipLink | None
     clip_facts: ClipFacts | None
     pictures: Pictures
     energy_wh: float | None
     peak_device_memory_bytes: int | None
     peak_host_memory_bytes: int | None
+    peak_memory_by_phase: Mapping[str, int]
+    steps_done: int
+    step_s: float | None
     lane_digest: str
     size_text: str
 
@@ -53,13 +55,16 @@ NO_PICTURES = Pictures()
 
 
 def report_rows(
-    jobs: Sequence[Job], pictures: Mapping[str, Pictures], recordings: Mapping[str, Recording]
+    jobs: Sequence[Job],
+    pictures: Mapping[str, Pictures],
+    recordings: Mapping[str, Recording],
+    plans: Sequence[LanePlan] = (),
 ) -> tuple[ReportRow, ...]:
-    """In the order of the table. ``pictures`` by job id, ``recordings`` by host."""
+    """In the order of the table. ``pictures`` by job id, ``recordings`` by host, ``plans`` of the sweep's record."""
     by_id = {job.spec.job_id: job for job in jobs}
     return tuple(
         _report_row(row, by_id[row.job_id], pictures.get(row.job_id, NO_PICTURES), recordings)
-        for row in table.rows(jobs)
+        for row in table.rows(jobs, plans)
     )
 
 
@@ -70,16 +75,24 @@ def _report_row(row: table.Row, job: Job, pictures: Pictures, recordings: Mappin
         row=row,
         failure_class=job.failure_class.value if job.failure_class else None,
         attempts=len(job.attempts),
-        rung=attempt.rung_name if attempt else None,
         clip=clip_link(job),
         clip_facts=outcome.clip if outcome and job.clip else None,
         pictures=pictures,
         energy_wh=job_energy_wh(job, recordings),
         peak_device_memory_bytes=outcome.peak_device_memory_bytes if outcome else None,
         peak_host_memory_bytes=outcome.peak_host_memory_bytes if outcome else None,
+        peak_memory_by_phase={peak.phase: peak.peak_bytes for peak in outcome.peak_memory_by_phase} if outcome else {},
+        steps_done=outcome.steps_done if outcome else 0,
+        step_s=outcome.step_s if outcome else None,
         lane_digest=job.spec.lane_digest,
-        size_text=f"{job.spec.width_px}x{job.spec.height_px}",
+        size_text=_size_text(job, outcome),
     )
+
+
+def _size_text(job: Job, outcome: Outcome | None) -> str:
+    """Of the clip where there is one: a rung may have made it smaller than it was asked for."""
+    size = outcome.clip if outcome and outcome.clip else job.spec
+    return f"{size.width_px}x{size.height_px}"
 
 
 def clip_link(job: Job) -> ClipLink | None:

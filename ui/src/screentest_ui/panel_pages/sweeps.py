@@ -143,7 +143,7 @@ def show_progress(sweep_id: str) -> None:
             show_job(card)
         for reason, count in reasons(waiting(jobs)):
             st.caption(f":material/hourglass: {counted(count, 'job')}: {plain(reason)}")
-        rows = model_rows(jobs)
+        rows = model_rows(jobs, sweep.record.lanes)
         st.dataframe(
             rows,
             hide_index=True,
