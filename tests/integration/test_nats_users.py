@@ -169,6 +169,20 @@ async def test_telemetry_publishes_vitals_of_its_host(scheduler: Bus, as_user) -
     await telemetry.close()
 
 
+async def test_telemetry_tells_faults_of_its_host_and_a_worker_none(scheduler: Bus, as_user) -> None:
+    async def write_down(_subject: str, payload: bytes) -> bytes:
+        return b"written " + payload
+
+    await scheduler.answer(subjects.device_fault("*", "*"), write_down)
+    await scheduler.flush()
+    telemetry, worker = await as_user("telemetry"), await as_user("worker-stub")
+    assert await telemetry.request(subjects.device_fault(HOST, DEVICE), b"f", timeout_s=2) == b"written f"
+    for connection, host in ((telemetry, "another"), (worker, HOST)):
+        with pytest.raises(Unavailable):
+            await connection.request(subjects.device_fault(host, DEVICE), b"f", timeout_s=1)
+        await connection.close()
+
+
 async def test_nobody_enters_without_a_password(broker: RunningServer) -> None:
     with pytest.raises(Unavailable, match="make secrets"):
         await Bus.connect(broker.url, name="x", user="scheduler", timeout_s=1)

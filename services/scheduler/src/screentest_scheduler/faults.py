@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import structlog
 
-from screentest import wire
+from screentest import subjects, wire
 from screentest.errors import ScreentestError
 from screentest.kit.bus import Bus
 from screentest.records import CommandReply, DeviceFault, Drained, Proof
@@ -26,7 +26,7 @@ class Faults:
         self._wake = wake
 
     async def listen(self, bus: Bus) -> None:
-        await bus.answer("fault.*.*", self._answer)
+        await bus.answer(subjects.device_fault("*", "*"), self._answer)
 
     async def take(self, fault: DeviceFault, proof: Proof | None = None) -> bool:
         """Whether the device was drained for it now."""
