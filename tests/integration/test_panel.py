@@ -217,11 +217,13 @@ def test_all_chooses_the_lanes_of_a_task_that_have_a_worker(world: World) -> Non
 def test_queue_shows_the_running_job_and_why_others_wait(world: World) -> None:
     running = job("now", JobState.RUNNING, lane_title="Wan 2.1")
     running = replace(running, progress=progress(running.spec, "denoising", 12, 50))
-    world.add(running, job("next", JobState.QUEUED, ordinal=1, waits_for="Wan 2.1 holds cpu-0"))
+    waits = job("next", JobState.QUEUED, ordinal=1, waits_for="Wan 2.1 holds cpu-0")
+    world.add(running, replace(waits, expected_wait_s=720.0, expected_run_s=344.0))
     world.devices = [device(job_id="now")]
     app = opened("queue")
     assert "denoising · step 12 of 50, 0.5 s a step, about 19 s left" in words(app)
     assert "1 job: Wan 2.1 holds cpu-0" in words(app)
+    assert "Wan 2.1 holds cpu-0; starts in about 12 min 0 s, takes about 5 min 44 s" in words(app)
     app.button(key="cancel-now").click().run()
     assert world.cancelled == ["now"]
 

@@ -15,6 +15,7 @@ from screentest.records import (
     Completed,
     Failed,
     FailureClass,
+    Job,
     JobEvent,
     JobSpec,
     JobState,
@@ -31,7 +32,7 @@ from screentest.records import (
 )
 from screentest_ui.home import Home, Running, client_environment
 from screentest_ui.printing import plain
-from screentest_ui.watching import WatchedSweep, seconds
+from screentest_ui.watching import WatchedSweep, expects, seconds
 
 STAMP = Stamp(at=datetime(2026, 5, 8, tzinfo=UTC), boot_id="b", boottime_ns=1)
 CLIP = Artifact(kind=ArtifactKind.CLIP, key="k", sha256="0" * 64, size_bytes=1, content_type="video/mp4")
@@ -166,3 +167,29 @@ def test_record_of_the_stack_survives_the_round_trip(tmp_path) -> None:
     running = Running(marker="m", device="cpu-0", lane_ids=("a",), ports={"nats": 1})
     home.write(running)
     assert home.read() == running
+
+
+def waiting_job(job_id: str, wait_s: float | None, run_s: float | None) -> Job:
+    spec = replace(SPEC, job_id=job_id)
+    return Job(
+        spec=spec,
+        state=JobState.QUEUED,
+        attempts=(),
+        submitted=STAMP,
+        expected_wait_s=wait_s,
+        expected_run_s=run_s,
+    )
+
+
+def test_what_the_scheduler_expects_is_shown_as_far_as_it_is_known() -> None:
+    watched = WatchedSweep()
+    for job_id in ("j1", "j2"):
+        spec = replace(SPEC, job_id=job_id)
+        watched.apply(event(Submitted(spec=spec), JobState.QUEUED, spec))
+    watched.expect([waiting_job("j1", 0, 60), waiting_job("j2", 60, 344), waiting_job("elsewhere", 1, 1)])
+    assert expects(watched.jobs["j1"]) == "takes about 1 min 0 s"
+    assert expects(watched.jobs["j2"]) == "starts in about 1 min 0 s, takes about 5 min 44 s"
+    assert watched.left_s == 404
+    watched.expect([waiting_job("j2", None, 344)])
+    assert expects(watched.jobs["j2"]) == "takes about 5 min 44 s"
+    assert watched.left_s is None

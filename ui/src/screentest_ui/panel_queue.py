@@ -48,7 +48,10 @@ class JobCard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WaitingJob:
-    """One job that waits; ``waits_for`` "" = the scheduler has not said why (it is about to be admitted)."""
+    """One job that waits; ``waits_for`` "" = the scheduler has not said why (it is about to be admitted).
+
+    ``expected``: when it begins and how long it takes, "" where nobody knows.
+    """
 
     job_id: str
     sweep_id: str
@@ -57,6 +60,7 @@ class WaitingJob:
     seed: int
     waits_for: str
     cancelling: bool
+    expected: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,9 +93,17 @@ def waiting(jobs: Iterable[Job]) -> tuple[WaitingJob, ...]:
             seed=job.spec.seed,
             waits_for="admitted, its worker starts it next" if job.state is JobState.ADMITTED else job.waits_for,
             cancelling=job.cancel_requested,
+            expected=_expected(job),
         )
         for job in ahead
     )
+
+
+def _expected(job: Job) -> str:
+    """``starts in about 12 min 0 s, takes about 5 min 44 s``: only what is known."""
+    parts = [f"starts in about {duration(job.expected_wait_s)}"] if job.expected_wait_s else []
+    parts += [f"takes about {duration(job.expected_run_s)}"] if job.expected_run_s is not None else []
+    return ", ".join(parts)
 
 
 def reasons(jobs: Sequence[WaitingJob]) -> tuple[tuple[str, int], ...]:
@@ -115,7 +127,7 @@ def job_card(job: Job) -> JobCard:
         phase=_phase_words(progress, job),
         phase_key=progress.phase if progress else "",
         fraction=fraction(progress),
-        detail=_detail(progress),
+        detail=", ".join(part for part in (_detail(progress), _planned(job)) if part),
         cancelling=job.cancel_requested,
         random_weights=job.spec.weights.is_random,
     )
@@ -179,6 +191,10 @@ def _detail(progress: Progress | None) -> str:
     if progress.eta_s is not None:
         parts.append(f"about {duration(progress.eta_s)} left")
     return ", ".join(parts)
+
+
+def _planned(job: Job) -> str:
+    return "" if job.expected_run_s is None else f"{duration(job.expected_run_s)} expected in all"
 
 
 def _started_at(job: Job) -> float:

@@ -19,8 +19,8 @@ from rich.text import Text
 
 from screentest import table as model_table
 from screentest.client import Message
-from screentest.records import JobState
-from screentest_ui.watching import WatchedJob, WatchedSweep, seconds, waits
+from screentest.records import Job, JobState
+from screentest_ui.watching import WatchedJob, WatchedSweep, expects, seconds, waits
 
 # A sweep of 1,000 jobs must not scroll the terminal away: show what moves, count the rest.
 LIVE_ROWS = 24
@@ -120,6 +120,7 @@ class LiveSweep:
         self._on_message = on_message
         self._console = err() if self._quiet else out()
         self._live: Live | None = None
+        self._has_told_time = False
 
     def __enter__(self) -> LiveSweep:
         if self._console.is_terminal and not self._quiet:
@@ -143,6 +144,14 @@ class LiveSweep:
         for line in lines:
             self._console.print(Text(line))
 
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """What the scheduler expects of the jobs. Elsewhere than on a terminal it is said once, when it is known."""
+        self.watched.expect(jobs)
+        if self._quiet or self._live is not None or self._has_told_time or self.watched.left_s is None:
+            return
+        self._has_told_time = True
+        self._console.print(Text(f"about {seconds(self.watched.left_s)} until the last clip"))
+
     def note(self, text: str) -> None:
         """A line that stays."""
         if not self._quiet:
@@ -162,7 +171,8 @@ def _live_table(watched: WatchedSweep) -> Group:
         )
     hidden = len(jobs) - len(shown)
     done = sum(job.state.is_terminal for job in watched.jobs.values())
-    foot = f"{done} of {len(jobs)} jobs terminal" + (f", {hidden} not shown" if hidden else "")
+    left = f", about {seconds(watched.left_s)} left" if watched.left_s is not None else ""
+    foot = f"{done} of {len(jobs)} jobs terminal{left}" + (f", {hidden} not shown" if hidden else "")
     return Group(table, Text.from_markup(f"[dim]{escape(foot)}[/dim]"))
 
 
@@ -180,7 +190,7 @@ def _what(job: WatchedJob) -> str:
     if job.state.is_terminal:
         return "" if job.state is JobState.COMPLETED else job.ended_with
     if job.progress is None or not _is_moving(job):
-        return waits(job.waits_for) if job.waits_for else ""
+        return "; ".join(part for part in (waits(job.waits_for) if job.waits_for else "", expects(job)) if part)
     progress = job.progress
     parts = [progress.phase.replace("_", " ")]
     if progress.step is not None and progress.steps:

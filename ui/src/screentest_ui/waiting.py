@@ -13,6 +13,9 @@ from screentest_ui.watching import WatchedSweep
 
 NO_WORKER_AFTER_S = 60.0
 LOOK_EVERY_S = 5.0
+EXPECT_EVERY_S = 5.0
+# A sweep of 1,000 jobs is listed in a second: ask for it every half minute.
+EXPECT_EVERY_S_EACH = 0.03
 
 
 @dataclass(slots=True)
@@ -42,6 +45,22 @@ class WorkerWatch:
             )
 
 
+@dataclass(slots=True)
+class Expecting:
+    """Asks the scheduler now and then how long everything will take: that changes with every clip."""
+
+    client: Client
+    sweep_id: str
+    clock: Callable[[], float] = time.monotonic
+    _asked_at: float = float("-inf")
+
+    def look(self, live: LiveSweep) -> None:
+        every_s = max(EXPECT_EVERY_S, EXPECT_EVERY_S_EACH * len(live.watched.jobs))
+        if self.clock() - self._asked_at >= every_s:
+            live.expect(self.client.list_jobs(self.sweep_id))
+            self._asked_at = self.clock()
+
+
 def follow(client: Client, sweep_id: str, cursor: str, live: LiveSweep, workers: WorkerWatch | None) -> None:
     """Feeds ``live`` until the sweep has settled. It survives a restart of the scheduler.
 
@@ -55,6 +74,7 @@ def follow(client: Client, sweep_id: str, cursor: str, live: LiveSweep, workers:
         interrupted.append(error)
 
     jobs = client.get_sweep(sweep_id).counts.total
+    expecting = Expecting(client, sweep_id)
     while True:
         for message in client.watch(sweep_id, cursor, on_interruption=on_interruption):
             if interrupted:
@@ -67,3 +87,4 @@ def follow(client: Client, sweep_id: str, cursor: str, live: LiveSweep, workers:
                 return
             if workers is not None:
                 workers.look(live.watched)
+            expecting.look(live)

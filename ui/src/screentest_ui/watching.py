@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from screentest.client import Message
@@ -13,6 +14,7 @@ from screentest.records import (
     Completed,
     Failed,
     Heartbeat,
+    Job,
     JobEvent,
     JobSpec,
     JobState,
@@ -30,7 +32,10 @@ from screentest.records import (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchedJob:
-    """One job as it looks now; ``name`` tells it from the other cells of its sweep."""
+    """One job as it looks now; ``name`` tells it from the other cells of its sweep.
+
+    ``starts_in_s``, ``takes_s``: as the scheduler expected when it was last asked, None = unknown.
+    """
 
     spec: JobSpec
     name: str
@@ -39,6 +44,8 @@ class WatchedJob:
     progress: Progress | None = None
     waits_for: str = ""
     ended_with: str = ""
+    starts_in_s: float | None = None
+    takes_s: float | None = None
 
     @property
     def fraction(self) -> float | None:
@@ -73,6 +80,21 @@ class WatchedSweep:
             case Heartbeat():
                 return ()
 
+    def expect(self, jobs: Iterable[Job]) -> None:
+        """What the scheduler expects of the jobs that have not ended."""
+        for job in jobs:
+            known = self.jobs.get(job.spec.job_id)
+            if known is not None:
+                expected = replace(known, starts_in_s=job.expected_wait_s, takes_s=job.expected_run_s)
+                self.jobs[job.spec.job_id] = expected
+
+    @property
+    def left_s(self) -> float | None:
+        """Until the last job that waits lets go of its device; None when that of any is unknown, or none waits."""
+        ends = [_ends_in_s(job) for job in self.jobs.values() if job.state is JobState.QUEUED]
+        known = [end_s for end_s in ends if end_s is not None]
+        return max(known) if known and len(known) == len(ends) else None
+
     def _job_event(self, event: JobEvent) -> tuple[str, ...]:
         if isinstance(event.body, Submitted):
             self._add(event.body.spec)
@@ -84,9 +106,9 @@ class WatchedSweep:
         job = replace(job, state=event.state, attempt=event.attempt, waits_for="")
         line = ""
         match event.body:
-            case Admitted():
+            case Admitted(rung_name=rung_name):
                 job = replace(job, progress=None)
-                line = f"attempt {event.attempt} admitted" if event.attempt > 1 else ""
+                line = f"attempt {event.attempt} admitted at rung {rung_name}" if event.attempt > 1 else ""
             case Started(warm=warm):
                 line = f"attempt {event.attempt} started" + (" on a warm runner" if warm else "")
             case CancelRequested():
@@ -172,6 +194,19 @@ class WatchedSweep:
 def waits(reason: str) -> str:
     """``waits: no worker for stub``; a reason that is a sentence already stays as it is."""
     return reason if reason.startswith("waits ") else f"waits: {reason}"
+
+
+def _ends_in_s(job: WatchedJob) -> float | None:
+    return None if job.starts_in_s is None or job.takes_s is None else job.starts_in_s + job.takes_s
+
+
+def expects(job: WatchedJob) -> str:
+    """``starts in about 12 min 0 s, takes about 5 min 44 s``: only what is known, and only of a job that waits."""
+    if job.state is not JobState.QUEUED:
+        return ""
+    parts = [f"starts in about {seconds(job.starts_in_s)}"] if job.starts_in_s else []
+    parts += [f"takes about {seconds(job.takes_s)}"] if job.takes_s is not None else []
+    return ", ".join(parts)
 
 
 def seconds(value: float | None) -> str:

@@ -48,7 +48,8 @@ def show_waiting(jobs: tuple[WaitingJob, ...]) -> None:
     for job in jobs[:MOST_WAITING]:
         with st.container(horizontal=True, vertical_alignment="center", border=True):
             st.markdown(f"**{plain(job.lane_title)}** · seed {job.seed}", width=260)
-            st.caption(plain(job.waits_for or "waits for its turn"), width="stretch")
+            words = "; ".join(part for part in (job.waits_for or "waits for its turn", job.expected) if part)
+            st.caption(plain(words), width="stretch")
             if st.button("Cancel", key=f"cancel-{job.job_id}", disabled=job.cancelling, icon=":material/close:"):
                 cancel_job(job.job_id)
     if len(jobs) > MOST_WAITING:
