@@ -31,6 +31,7 @@ from screentest.records import (
     JobSpec,
     JobState,
     Keyframe,
+    LanePlan,
     LaneVerdict,
     LaneView,
     Limits,
@@ -251,6 +252,8 @@ class World:
     jobs: dict[str, tuple[Job, ...]] = field(default_factory=dict)
     batches: list[VitalsBatch] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
+    plans: dict[str, LanePlan] = field(default_factory=dict)
+    memory_free_bytes: int | None = None
     submitted: dict[str, SweepSpec] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
@@ -350,7 +353,15 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
     def _verdict(self, lane_id: str, title: str) -> LaneVerdict:
         reason = self.world.refused.get(lane_id)
         verdict = Verdict.REFUSED if reason else Verdict.OK
-        return LaneVerdict(lane_id=lane_id, lane_title=title, verdict=verdict, detail=reason or "")
+        return LaneVerdict(
+            lane_id=lane_id,
+            lane_title=title,
+            verdict=verdict,
+            detail=reason or "",
+            plan=None if reason else self.world.plans.get(lane_id),
+            fix="ask for 17 frames" if reason else "",
+            memory_free_bytes=self.world.memory_free_bytes,
+        )
 
 
 class _Errors(grpc.ServerInterceptor):  # type: ignore[misc]

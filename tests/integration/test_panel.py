@@ -12,7 +12,7 @@ from streamlit.testing.v1 import AppTest
 
 import screentest_ui
 from screentest.errors import Unavailable
-from screentest.records import JobState, SkippedLane, Task
+from screentest.records import Estimate, JobState, SkippedLane, Task
 from screentest_ui import panel_link, ports
 from tests.integration.panel_scheduler import (
     HOSTILE,
@@ -26,6 +26,7 @@ from tests.integration.panel_scheduler import (
     sweep_spec,
     vitals,
 )
+from tests.made_sweeps import plan
 
 PANEL = Path(screentest_ui.__file__).with_name("panel.py")
 PNG = (
@@ -176,6 +177,36 @@ def test_verdict_of_each_lane_is_shown_before_the_submit(world: World) -> None:
     app.radio(key="skip_impossible").set_value(False).run()
     assert app.button(key="submit").disabled
     assert "Refused as it stands by Stub I2V" in words(app)
+
+
+def test_what_a_lane_takes_is_shown_before_the_submit(world: World) -> None:
+    lean = Estimate(
+        rung=1,
+        rung_name="lean",
+        load_s=31,
+        clip_s=344,
+        low_s=250,
+        high_s=420,
+        peak_memory_bytes=14 << 30,
+        basis="3 clips",
+    )
+    world.plans["stub"] = replace(plan("stub", "Stub"), rungs=("resident", "lean"), first_rung=1, estimates=(lean,))
+    world.memory_free_bytes = 22 << 30
+    world.refused["stub-i2v"] = "it does not fit"
+    app = filled(opened("submit"), "stub", "stub-i2v")
+    assert "it does not fit; Fix: ask for 17 frames" in words(app)
+    shown, refused = app.dataframe[0].value.to_dict("records")
+    assert (shown["Rung"], shown["Memory"]) == ("lean", "needs 14.0 GiB of 22.0 GiB free")
+    assert (shown["Clip"], shown["Energy"], shown["Basis"]) == (
+        "5 min 44 s (4 min 10 s to 7 min 0 s)",
+        "unknown",
+        "3 clips",
+    )
+    assert (refused["Verdict"], refused["Memory"]) == ("refused", "")
+    app.number_input(key="memory_cap_gib").set_value(16.0).run()
+    healthy(app.button(key="submit").click().run())
+    (spec,) = world.submitted.values()
+    assert spec.memory_cap_gib == 16
 
 
 def test_refused_fields_are_named(world: World) -> None:

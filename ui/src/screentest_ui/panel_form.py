@@ -27,6 +27,7 @@ class Draft:
     keyframe: Keyframe | None = None
     requested: Requested = field(default_factory=Requested)
     skip_impossible: bool = True
+    memory_cap_gib: float | None = None
 
 
 def prompts(text: str) -> tuple[str, ...]:
@@ -76,6 +77,7 @@ def spec(draft: Draft) -> SweepSpec:
         keyframe=draft.keyframe,
         requested=draft.requested,
         skip_impossible=draft.skip_impossible,
+        memory_cap_gib=draft.memory_cap_gib,
     )
 
 

@@ -10,6 +10,7 @@ import streamlit as st
 
 from screentest.records import Keyframe, LaneVerdict, LaneView, Requested, SweepSpec, Task, Verdict, Weights
 from screentest_ui import panel_form, panel_link
+from screentest_ui.outlook import COLUMNS, Outlook, outlook
 from screentest_ui.panel_form import Draft
 from screentest_ui.panel_text import counted, file_size, listed, plain, weights_words
 
@@ -136,6 +137,20 @@ def ask_requested() -> Requested:
     )
 
 
+def ask_memory_cap() -> float | None:
+    cap_gib: float | None = st.number_input(
+        "Memory cap in GiB",
+        1.0,
+        1024.0,
+        None,
+        1.0,
+        key="memory_cap_gib",
+        placeholder="the whole card",
+        help="Device memory that a job may take: how the sweep would run on a smaller card.",
+    )
+    return cap_gib
+
+
 def ask_run(lanes: Sequence[LaneView]) -> tuple[str, Weights, bool]:
     left, right = st.columns(2)
     seeds_text = left.text_input("Seeds", value="42", key="seeds", help="Whole numbers, separated by commas.")
@@ -167,12 +182,29 @@ def preflight(draft: Draft) -> dict[str, LaneVerdict]:
 
 
 def show_verdicts(places: Mapping[str, object], verdicts: Mapping[str, LaneVerdict]) -> None:
-    for lane_id, verdict in verdicts.items():
-        icon, colour = _VERDICTS[verdict.verdict]
-        words = verdict.verdict.value.replace("-", " ")
-        detail = f": {plain(verdict.detail)}" if verdict.detail else ""
-        if lane_id in places:
-            places[lane_id].caption(f":{colour}[{icon} {words}]{detail}")  # type: ignore[attr-defined]
+    """The verdict below each lane, and what the sweep would take in one table."""
+    outlooks = [outlook(verdict) for verdict in verdicts.values()]
+    for item in outlooks:
+        icon, colour = _VERDICTS[verdicts[item.lane_id].verdict]
+        why = f": {plain(item.why)}" if item.why else ""
+        if item.lane_id in places:
+            places[item.lane_id].caption(f":{colour}[{icon} {item.verdict}]{why}")  # type: ignore[attr-defined]
+    if not outlooks:
+        return
+    st.subheader("What it takes")
+    st.dataframe(
+        [outlook_row(item) for item in outlooks],
+        hide_index=True,
+        column_config={"Basis": st.column_config.TextColumn(width="medium")},
+        alt="Rung, memory, time and energy of each chosen lane",
+    )
+
+
+def outlook_row(item: Outlook) -> dict[str, str]:
+    """One lane of the table; why it is so stands below the lane's name."""
+    cells = dict(zip(COLUMNS, item.cells, strict=True))
+    shown = {name: text for name, text in cells.items() if name != "Why"}
+    return {**shown, "Lane": item.lane_title, "Basis": item.basis}
 
 
 def show_submit(draft: Draft, verdicts: Mapping[str, LaneVerdict]) -> None:
@@ -205,8 +237,9 @@ def show() -> None:
         seeds_text, weights, skip = ask_run(lanes)
     with right:
         keyframe = ask_keyframe()
-        with st.expander("Negative prompt, size, frames, steps"):
+        with st.expander("Negative prompt, size, frames, steps, memory"):
             requested = ask_requested()
+            memory_cap_gib = ask_memory_cap()
     st.subheader("Lanes")
     chosen, places = ask_lanes(lanes)
     draft = Draft(
@@ -218,6 +251,7 @@ def show() -> None:
         keyframe=keyframe,
         requested=requested,
         skip_impossible=skip,
+        memory_cap_gib=memory_cap_gib,
     )
     button = st.container()
     verdicts = preflight(draft)
