@@ -131,6 +131,8 @@ class Rig:
     registered: list[Process] = field(default_factory=list)
     url_service_up: bool = True
     telemetry_up: bool = True
+    free_bytes: int | None = None
+    foreign: tuple[Process, ...] = ()
     worker: subprocess.Popen[bytes] | None = None
     jobs: int = 0
 
@@ -354,7 +356,14 @@ class Rig:
 
     async def _facts(self, _: str, __: bytes) -> bytes:
         await self._up(self.telemetry_up)
-        facts = DeviceFacts(host=HOST, device=DEVICE, lock_name=self.lock_path.name, memory_kind="unknown")
+        facts = DeviceFacts(
+            host=HOST,
+            device=DEVICE,
+            lock_name=self.lock_path.name,
+            memory_kind="unknown",
+            memory_free_bytes=self.free_bytes,
+            foreign=self.foreign,
+        )
         return wire.encode(facts)
 
     async def _register(self, _: str, payload: bytes) -> bytes:

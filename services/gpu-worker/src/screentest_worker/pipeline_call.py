@@ -48,14 +48,9 @@ def _components(lane: Lane, signature: PipelineSignature) -> Iterator[Problem]:
 
 
 def _unknown(reason: str, name: str, method: Method) -> Problem:
-    near = difflib.get_close_matches(name, method.names, n=1, cutoff=0.5) or _containing(name, method)
-    fix = f"did you mean {near[0]!r}?" if near else f"it takes {', '.join(method.names)}"
+    near = difflib.get_close_matches(name, method.names, n=2, cutoff=0.6)
+    fix = f"did you mean {' or '.join(map(repr, near))}?" if near else f"it takes {', '.join(method.names)}"
     return _problem(reason, f"correct the lane file: {fix}")
-
-
-def _containing(name: str, method: Method) -> list[str]:
-    """guidance_scale -> max_guidance_scale; frames -> num_frames."""
-    return [other for other in method.names if name in other or other in name][:1]
 
 
 def _problem(reason: str, fix: str) -> Problem:
