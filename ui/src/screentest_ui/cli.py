@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from screentest.errors import BadRequest, ScreentestError
-from screentest_ui import cli_fleet, cli_models, cli_restore, cli_stack, cli_sweeps
+from screentest_ui import cli_fleet, cli_models, cli_rehearse, cli_restore, cli_stack, cli_sweeps
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -34,6 +34,7 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("report", cli_sweeps.report),
     ("events", cli_sweeps.events),
     ("preflight", cli_sweeps.preflight),
+    ("rehearse", cli_rehearse.rehearse),
     ("lanes", cli_fleet.lanes),
     ("gpus", cli_fleet.gpus),
     ("undrain", cli_fleet.undrain),

@@ -50,9 +50,9 @@ def fetch(client: Client, sweep_id: str, out: Path, *, wait_for_final: bool) -> 
     """
     folder = out / sweep_id
     for tried in range(REVISION_TRIES):
-        document = _document(client, sweep_id, wait_for_final=wait_for_final)
+        listed = document(client, sweep_id, wait_for_final=wait_for_final)
         try:
-            return _fetch_revision(client, sweep_id, folder, document)
+            return _fetch_revision(client, sweep_id, folder, listed)
         except (NotWhatWasListed, NotFound):  # a newer revision was published meanwhile
             if tried + 1 == REVISION_TRIES:
                 raise
@@ -60,19 +60,20 @@ def fetch(client: Client, sweep_id: str, out: Path, *, wait_for_final: bool) -> 
     raise AssertionError("unreachable")
 
 
-def _document(client: Client, sweep_id: str, *, wait_for_final: bool) -> Mapping[str, Any]:
+def document(client: Client, sweep_id: str, *, wait_for_final: bool) -> Mapping[str, Any]:
+    """report.json; waits and fails as ``fetch`` does."""
     over = client.get_sweep(sweep_id).over
     wanted = _rows(client, sweep_id) if over and wait_for_final else None
     deadline = time.monotonic() + FINAL_WITHIN_S
     while True:
         try:
-            document: dict[str, Any] = json.loads(_get(_report_url(client, sweep_id, "report.json")))
+            found: dict[str, Any] = json.loads(_get(_report_url(client, sweep_id, "report.json")))
         except NotFound:
-            document = {}
+            found = {}
             if wanted is None:
                 raise
-        if wanted is None or (document.get("final") and _rows_of(document) == wanted):
-            return document
+        if wanted is None or (found.get("final") and _rows_of(found) == wanted):
+            return found
         if time.monotonic() > deadline:
             raise Unavailable(
                 f"the final report of {sweep_id} did not come within {FINAL_WITHIN_S:.0f} s; look at the reporter's "
