@@ -49,13 +49,14 @@ def write_checkpoint(lane: Lane, folder: Path) -> None:
 
     adapter = ADAPTERS[lane.pipeline.adapter](lane.content)
     device = torch.device("cuda")
-    pipe = full_random.make_pipeline(
+    maker = full_random.Maker(
         lane.content,
         adapter.pipeline_class(),
         dtype_of=adapter.dtype_of,
         home_of=lambda _: full_random.Home(device=device),
         device=device,
     )
+    pipe = maker.pipeline()
     pipe.save_pretrained(folder, variant=lane.content["model"].get("variant"))
 
 

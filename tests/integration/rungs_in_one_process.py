@@ -1,37 +1,86 @@
-"""Run by test_runner_miniatures.py in the model environment: one clip per (lane, rung), all in one process.
+"""Run by test_runner_rungs.py in the model environment: a lane at one of its rungs, many of them in one process.
 
-stdin: a JSON list of {lane, rung, generate}. argv[1]: the cache of miniatures. Last line of stdout: the clips' shapes.
+stdin: a JSON list of {lane, rung, generate, other, unified_memory}; `other` is a Generate of another prompt or
+keyframe. argv[1]: the cache of miniatures. Last line of stdout: a JSON list of what came out.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 from threading import Event
 from typing import Any
 
 from screentest_runner.adapters import ADAPTERS
+from screentest_runner.failures import AttemptFailure
 from screentest_runner.progress import AttemptProgress
-from screentest_runner.protocol import Generate, Load, parse
+from screentest_runner.protocol import FailureClass, Generate, Load, RunnerReply, StepDone, parse
 
 
-def make_clip(asked: dict[str, Any], cache_dir: str) -> list[int]:
-    """The shape of the clip, (T, H, W, 3)."""
-    lane, rung = asked["lane"], asked["rung"]
+def clips_at_rung(asked: dict[str, Any], cache_dir: str) -> dict[str, Any]:
+    """Two clips of one request on a warm pipeline, with a cancelled attempt of another prompt between them."""
+    lane = asked["lane"]
     adapter = ADAPTERS[lane["pipeline"]["adapter"]](lane)
-    adapter.load(Load(lane=lane, weights="miniature", rung=rung, cache_dir=cache_dir), "cpu")
-    generate = parse(json.dumps(asked["generate"]))
-    assert isinstance(generate, Generate)
-    clip = adapter.generate(generate, AttemptProgress("a", lambda _reply: None, Event()))
-    return list(clip.pixels.shape)
+    adapter.load(
+        Load(
+            lane=lane,
+            weights="miniature",
+            rung=asked["rung"],
+            cache_dir=cache_dir,
+            unified_memory=asked["unified_memory"],
+        ),
+        "cpu",
+    )
+    first = clip_of(adapter, request(asked["generate"]))
+    held_between = encoder_bytes(adapter)
+    cancel_after_a_step(adapter, request(asked["other"]))
+    second = clip_of(adapter, request(asked["generate"]))
+    return {
+        "shape": first["shape"],
+        "digests": [first["digest"], second["digest"]],
+        "encoder_bytes_between": held_between,
+    }
+
+
+def request(content: dict[str, Any]) -> Generate:
+    message = parse(json.dumps(content))
+    assert isinstance(message, Generate)
+    return message
+
+
+def clip_of(adapter: Any, generate: Generate) -> dict[str, Any]:
+    pixels = adapter.generate(generate, AttemptProgress("a", lambda _reply: None, Event())).pixels
+    return {"shape": list(pixels.shape), "digest": hashlib.sha256(pixels.tobytes()).hexdigest()}
+
+
+def cancel_after_a_step(adapter: Any, generate: Generate) -> None:
+    cancelled = Event()
+
+    def after_step(reply: RunnerReply) -> None:
+        if isinstance(reply, StepDone):
+            cancelled.set()
+
+    try:
+        adapter.generate(generate, AttemptProgress("b", after_step, cancelled))
+    except AttemptFailure as failure:
+        assert failure.failure_class is FailureClass.CANCELLED, failure
+    else:
+        raise AssertionError("the attempt was not cancelled")
+
+
+def encoder_bytes(adapter: Any) -> int:
+    """Bytes of all parameters of the text and image encoders, in host or device memory."""
+    encoders = [part for name, part in adapter._pipe.components.items() if "encoder" in name and part is not None]
+    return sum(parameter.nbytes for encoder in encoders for parameter in encoder.parameters())
 
 
 def main() -> None:
-    shapes = []
+    results = []
     for asked in json.load(sys.stdin):
-        print(asked["lane"]["id"], asked["rung"], file=sys.stderr, flush=True)  # noqa: T201
-        shapes.append(make_clip(asked, sys.argv[1]))
-    print(json.dumps(shapes))  # noqa: T201
+        print(asked["lane"]["id"], asked["rung"], asked["unified_memory"], file=sys.stderr, flush=True)  # noqa: T201
+        results.append(clips_at_rung(asked, sys.argv[1]))
+    print(json.dumps(results))  # noqa: T201
 
 
 if __name__ == "__main__":

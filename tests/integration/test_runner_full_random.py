@@ -33,6 +33,8 @@ ODD_LANES = (
     "ltx-2",
 )
 
+LEAN, OFFLOAD = 1, 2  # in the ladder of every lane
+
 
 def shrunk(lane: Lane, params: dict[str, int] | None = None) -> Lane:
     """The lane as if its miniature were its full size. params: the counts that it then claims, by component."""
@@ -72,7 +74,7 @@ def test_lane_makes_its_clip_of_full_random_weights(lane_id: str, tmp_path: Path
 def test_streamed_rung_makes_the_same_clip(tmp_path: Path) -> None:
     clips = []
     lane = shrunk(lane_of("wan2-1-t2v-1-3b"))
-    for rung in (0, -1):
+    for rung in (0, OFFLOAD):
         folder = tmp_path / str(rung)
         folder.mkdir()
         with RunnerProcess(lane, folder) as runner:
@@ -82,6 +84,20 @@ def test_streamed_rung_makes_the_same_clip(tmp_path: Path) -> None:
             runner.until(Decoded)
             clips.append(path.read_bytes())
     assert clips[0] == clips[1]
+
+
+def test_encoders_that_were_let_go_come_back_with_the_same_values(tmp_path: Path) -> None:
+    lane = shrunk(lane_of("wan2-1-t2v-1-3b"))
+    clips = []
+    with RunnerProcess(lane, tmp_path) as runner:
+        runner.open()
+        runner.load("full-random", rung=LEAN, unified_memory=True)
+        for attempt_id, prompt in (("a", "a doll"), ("b", "a soldier"), ("c", "a doll")):
+            path = runner.generate(attempt_id, prompt=prompt)
+            runner.until(Decoded)
+            clips.append(path.read_bytes())
+    assert clips[0] == clips[2]
+    assert clips[0] != clips[1]
 
 
 def test_another_parameter_count_than_the_lane_says_is_a_layout_failure(tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import copy
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,15 +24,13 @@ from screentest_runner.protocol import (
     Encoded,
     Failed,
     FailureClass,
-    Generate,
     Loaded,
     Phase,
     Prepared,
     StepDone,
-    to_line,
 )
 
-from .runner_process import LANES, RUNNER_SOURCE, ChildProcess, RunnerProcess, env_python, lane_of
+from .runner_process import LANES, ChildProcess, RunnerProcess, lane_of
 
 pytestmark = pytest.mark.slow
 
@@ -153,42 +150,6 @@ def cpu_seconds(pid: int) -> float:
     """User and system time of all its threads. Source: proc(5), fields 14 and 15 of /proc/<pid>/stat, in ticks."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-@pytest.mark.timeout(400)  # twenty clips in one process: 20 s alone, many times that on a busy machine
-def test_every_rung_of_every_lane_makes_its_clip(tmp_path: Path, cache: Path, keyframe: Path) -> None:
-    """On a cpu the rungs save nothing, but their hooks must fit. One process, because imports cost four seconds."""
-    asked = [rung_request(lane_of(lane_id), rung, tmp_path, keyframe) for lane_id in MODEL_LANES for rung in (1, -1)]
-    script = Path(__file__).with_name("rungs_in_one_process.py")
-    result = subprocess.run(
-        [env_python("diffusers"), script, cache],
-        input=json.dumps(asked),
-        env={**os.environ, "PYTHONPATH": str(RUNNER_SOURCE), "HF_HUB_OFFLINE": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr[-3000:]
-    shapes = json.loads(result.stdout.splitlines()[-1])
-    assert [shape[0] for shape in shapes] == [FRAMES] * len(asked)
-
-
-def rung_request(lane: Lane, rung: int, folder: Path, keyframe: Path) -> dict[str, Any]:
-    """What rungs_in_one_process.py wants for one clip."""
-    settings = {**lane.defaults_for("miniature"), "prompt": "a doll"}
-    generate = Generate(
-        attempt_id="a",
-        call=lane.pipeline_call("miniature", settings),
-        seed=1,
-        frames_path=str(folder / "unused"),
-        fps=8.0,
-        keyframe_path=str(keyframe) if lane.task == "i2v" else None,
-    )
-    return {
-        "lane": lane.content,
-        "rung": lane.content["ladder"][rung],
-        "generate": json.loads(to_line(generate)),
-    }
 
 
 def test_prompt_reaches_the_clip(wan: RunnerProcess) -> None:

@@ -29,29 +29,53 @@ class Home:
     is_pinned: bool = False
 
 
-def make_pipeline(
-    lane: dict[str, Any],
-    pipeline_class: type,
-    *,
-    dtype_of: Callable[[str], Any],
-    home_of: Callable[[str], Home],
-    device: Any,
-) -> Any:
-    """The lane's pipeline at full size. Raises AttemptFailure(layout) when a part has not the lane's `params`.
+class Maker:
+    """Makes a lane's parts at full size, each with the same values every time.
 
     dtype_of, home_of: by component name. device: where the values are drawn; drawing 20e9 of them on a host takes
     minutes, on a GPU a second.
     """
-    import torch
 
-    parts = {name: make_empty(name, part, lane, pipeline_class) for name, part in lane["components"].items()}
-    models = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
-    for name, model in models.items():  # all, before tens of gigabytes are filled in vain
-        _check_count(lane["id"], name, model, lane["components"][name].get("params"))
-    generator = torch.Generator(device).manual_seed(miniature.SEED)
-    for name, model in models.items():
-        _fill(model.eval(), dtype_of(name), home_of(name), generator)
-    return pipeline_class(**parts, **lane["pipeline"].get("init", {}))
+    def __init__(
+        self,
+        lane: dict[str, Any],
+        pipeline_class: type,
+        *,
+        dtype_of: Callable[[str], Any],
+        home_of: Callable[[str], Home],
+        device: Any,
+    ) -> None:
+        self._lane = lane
+        self._pipeline_class = pipeline_class
+        self._dtype_of = dtype_of
+        self._home_of = home_of
+        self._device = device
+
+    def pipeline(self) -> Any:
+        """Raises AttemptFailure(layout) when a part has not the lane's `params`."""
+        import torch
+
+        parts = {name: self._empty(name) for name in self._lane["components"]}
+        models = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module)}
+        for name, model in models.items():  # all, before tens of gigabytes are filled in vain
+            _check_count(self._lane["id"], name, model, self._lane["components"][name].get("params"))
+        for name, model in models.items():
+            self._fill(name, model)
+        return self._pipeline_class(**parts, **self._lane["pipeline"].get("init", {}))
+
+    def component(self, name: str) -> Any:
+        """One model of the pipeline anew."""
+        return self._fill(name, self._empty(name))
+
+    def _empty(self, name: str) -> Any:
+        return make_empty(name, self._lane["components"][name], self._lane, self._pipeline_class)
+
+    def _fill(self, name: str, model: Any) -> Any:
+        import torch
+
+        generator = torch.Generator(self._device).manual_seed(miniature.SEED)
+        _fill(model.eval(), self._dtype_of(name), self._home_of(name), generator)
+        return model
 
 
 def make_empty(name: str, part: Mapping[str, Any], lane: dict[str, Any], pipeline_class: type) -> Any:

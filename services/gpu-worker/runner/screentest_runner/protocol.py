@@ -103,6 +103,7 @@ class Load:
     where miniatures are kept between runs. attempt_id: for the phases that loading reports, None when no attempt waits
     for it.
     memory_cap_gib: how much device memory torch may take, to try a smaller card; None for all. Ignored on cpu.
+    unified_memory: host and device share one memory, so nothing is moved between them to save it.
     """
 
     lane: dict[str, Any]
@@ -112,6 +113,7 @@ class Load:
     weights_dir: str | None = None
     attempt_id: str | None = None
     memory_cap_gib: float | None = None
+    unified_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

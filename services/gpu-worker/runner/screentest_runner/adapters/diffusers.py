@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module, metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, assert_never
 
 from screentest_runner import full_random, gates, miniature
-from screentest_runner.adapters import placement
 from screentest_runner.adapters.device_memory import PhaseMemory, cap_memory
+from screentest_runner.adapters.placement import Placement, denoiser_names
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.frames import Clip, check_shape
 from screentest_runner.keyframe import read_keyframe
@@ -28,10 +29,15 @@ UINT8_CHUNK_FRAMES = 16  # bounds the float32 copy on the device; one frame at a
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Checkpoint:
-    """Folder of the weights. build_s: None when nothing was built."""
+class Weights:
+    """A pipeline on its way to the device.
 
-    folder: Path
+    reload: makes one of its components anew, by name. build_s: seconds spent making the weights, None when they were
+    there.
+    """
+
+    pipe: Any
+    reload: Callable[[str], Any]
     build_s: float | None = None
 
 
@@ -45,6 +51,7 @@ class DiffusersAdapter:
         self._progress: AttemptProgress | None = None
         self._decoded = _FiniteCount()
         self._memory = PhaseMemory(is_known=False)
+        self._placement: Placement | None = None
 
     # --- Prepare
 
@@ -81,51 +88,50 @@ class DiffusersAdapter:
         self._memory = PhaseMemory(is_known=device != "cpu")
         if load.memory_cap_gib is not None and device != "cpu":
             cap_memory(load.memory_cap_gib)
-        pipe, build_s = self._weights(load, torch.device(device))
+        placement = Placement(load.rung, torch.device(device), is_unified=load.unified_memory)
+        weights = self._weights(load, placement, torch.device(device))
+        pipe = weights.pipe
         pipe.set_progress_bar_config(disable=True)
-        for denoiser in placement.denoiser_names(pipe):
+        for denoiser in denoiser_names(pipe):
             gates.check_channels(pipe, denoiser, self.lane["components"][denoiser]["config"].get("in_channels"))
         gates.check_init(pipe, self.lane["pipeline"].get("init", {}))
         gates.check_text_encoders(pipe)
-        placement.place(pipe, load.rung, torch.device(device), self.dtype_of)
+        placement.place(pipe, self.dtype_of, weights.reload)
         for path in self.lane["pipeline"].get("before_call", []):
             _method(pipe, path)()
-        self._watch(pipe)
-        self._pipe, self._is_miniature = pipe, load.weights == "miniature"
+        self._watch(pipe, placement)
+        self._pipe, self._placement, self._is_miniature = pipe, placement, load.weights == "miniature"
         self._memory.phase_ended(Phase.LOADING)
-        return build_s
+        return weights.build_s
 
-    def _weights(self, load: Load, device: Any) -> tuple[Any, float | None]:
-        """The pipeline, and the seconds spent making its weights (None when they were there)."""
-        if load.weights == "full-random":
-            began = time.perf_counter()
-            pipe = full_random.make_pipeline(
-                self.lane,
-                self.pipeline_class(),
-                dtype_of=self.dtype_of,
-                home_of=lambda name: placement.home(name, load.rung, device),
-                device=device,
-            )
-            return pipe, time.perf_counter() - began
-        checkpoint = self._checkpoint(load)
-        pipe = self.from_folder(checkpoint.folder)
-        # full-random weights have no such gate: their tokenizers are made on the spot, not read from a file
-        gates.check_tokenizers(pipe, checkpoint.folder)
-        return pipe, checkpoint.build_s
-
-    def _checkpoint(self, load: Load) -> Checkpoint:
+    def _weights(self, load: Load, placement: Placement, device: Any) -> Weights:
         match load.weights:
             case "hub":
-                return Checkpoint(folder=self._downloaded(load))
+                return self._of_folder(self._downloaded(load), build_s=None)
             case "miniature":
                 folder = miniature.cached(self.lane, Path(load.cache_dir), self.prepare())
                 began = time.perf_counter()
                 is_new = not folder.is_dir()
                 if is_new:
                     miniature.build(self.lane, folder)
-                return Checkpoint(folder=folder, build_s=time.perf_counter() - began if is_new else None)
+                return self._of_folder(folder, build_s=time.perf_counter() - began if is_new else None)
+            case "full-random":
+                return self._full_random(placement, device)
             case other:
-                raise AttemptFailure(FailureClass.INFRASTRUCTURE, f"{other} weights have no folder")
+                assert_never(other)
+
+    def _of_folder(self, folder: Path, *, build_s: float | None) -> Weights:
+        pipe = self.from_folder(folder)
+        # full-random weights have no such gate: their tokenizers are made on the spot, not read from a file
+        gates.check_tokenizers(pipe, folder)
+        return Weights(pipe=pipe, reload=partial(self._component, folder), build_s=build_s)
+
+    def _full_random(self, placement: Placement, device: Any) -> Weights:
+        began = time.perf_counter()
+        maker = full_random.Maker(
+            self.lane, self.pipeline_class(), dtype_of=self.dtype_of, home_of=placement.home, device=device
+        )
+        return Weights(pipe=maker.pipeline(), reload=maker.component, build_s=time.perf_counter() - began)
 
     def _downloaded(self, load: Load) -> Path:
         if load.weights_dir is None or not Path(load.weights_dir).is_dir():
@@ -153,6 +159,19 @@ class DiffusersAdapter:
         )
         pipe.register_modules(**later)
         return pipe
+
+    def _component(self, folder: Path, name: str) -> Any:
+        """One component with its weights, as `from_folder` reads it."""
+        variant = self.lane["model"].get("variant")
+        has_variant = any((folder / name).glob(f"*.{variant}.safetensors"))
+        kind = miniature.component_class(self.lane["components"][name], name, self.lane["id"])
+        return kind.from_pretrained(
+            folder / name,
+            dtype=self.dtype_of(name),
+            variant=variant if has_variant else None,
+            use_safetensors=True,
+            local_files_only=True,
+        )
 
     def dtypes(self) -> dict[str, Any]:
         """Component name, or `default`, to torch dtype."""
@@ -197,6 +216,8 @@ class DiffusersAdapter:
             video = self._call(generate, progress)
         finally:
             self._progress = None
+            if self._placement is not None:
+                self._placement.attempt_ended()
         progress.enter(Phase.DECODING)
         fraction = self._decoded.fraction()
         if fraction != 1.0:
@@ -251,14 +272,15 @@ class DiffusersAdapter:
         )
         return int(width_px), int(height_px)
 
-    def _watch(self, pipe: Any) -> None:
+    def _watch(self, pipe: Any, placement: Placement) -> None:
         """Tell the running attempt when the first denoising begins, and look at everything the VAE decodes."""
 
         def before_denoiser(*_: Any) -> None:
             if self._progress is not None:
                 self._progress.enter(Phase.DENOISING)
+            placement.denoising_begins()
 
-        for name in placement.denoiser_names(pipe):
+        for name in denoiser_names(pipe):
             getattr(pipe, name).register_forward_pre_hook(before_denoiser)
         decode = pipe.vae.decode
 

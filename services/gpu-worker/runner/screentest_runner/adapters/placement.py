@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from screentest_runner import full_random
+from screentest_runner.adapters.encoders import ENCODERS, ReleasedEncoder, encoder_names
+from screentest_runner.failures import AttemptFailure
+from screentest_runner.protocol import FailureClass
 
 DENOISERS = ("transformer", "transformer_2", "unet")
-# by a group_offload rung, where present
-STREAMED = (*DENOISERS, "text_encoder", "text_encoder_2", "image_encoder", "connectors")
+STREAMED = (*DENOISERS, *ENCODERS)  # by a group_offload rung, where present
 
 
 def denoiser_names(pipe: Any) -> list[str]:
@@ -17,43 +20,97 @@ def denoiser_names(pipe: Any) -> list[str]:
     return [name for name in DENOISERS if getattr(pipe, name, None) is not None]
 
 
-def place(pipe: Any, rung: dict[str, Any], device: Any, dtype_of: Callable[[str], Any]) -> None:
-    """Put the pipeline on the device as the rung says. dtype_of: by component name."""
-    import torch
+class Placement:
+    """One rung on one device. is_unified: host and device share one memory, so moving between them saves nothing."""
 
-    if rung.get("layerwise_fp8"):
-        for name in denoiser_names(pipe):
-            getattr(pipe, name).enable_layerwise_casting(
+    def __init__(self, rung: dict[str, Any], device: Any, *, is_unified: bool) -> None:
+        self._rung = rung
+        self._device = device
+        self._offload_type = None if is_unified else rung.get("group_offload")
+        drops_encoders = rung.get("drop_text_encoders", False)
+        self._releases = drops_encoders and is_unified
+        # streaming takes the encoders away as well
+        self._moves_whole_models = drops_encoders and not is_unified and self._offload_type is None
+        self._pipe: Any = None
+        self._released: list[ReleasedEncoder] = []
+
+    def home(self, name: str) -> full_random.Home:
+        """Where full-random weights are made: on the device what stays there; on the host what the rung stores
+        smaller, streams or moves, as a checkpoint read from disk would be.
+        """
+        import torch
+
+        is_streamed = self._offload_type is not None and name in STREAMED
+        is_cast = bool(self._rung.get("layerwise_fp8")) and name in DENOISERS
+        if not (is_streamed or is_cast or self._moves_whole_models):
+            return full_random.Home(device=self._device)
+        # page-locked at once, or streaming would make a second copy of tens of gigabytes
+        return full_random.Home(
+            device=torch.device("cpu"), is_pinned=is_streamed and not is_cast and self._device.type == "cuda"
+        )
+
+    def place(self, pipe: Any, dtype_of: Callable[[str], Any], reload: Callable[[str], Any]) -> None:
+        """Put the pipeline where the rung wants it.
+
+        dtype_of: by component name. reload: makes one component anew, with its weights. Raises AttemptFailure(layout)
+        where the rung asks a VAE for tiles that it has not.
+        """
+        self._pipe = pipe
+        if self._rung.get("layerwise_fp8"):
+            self._store_in_fp8(dtype_of)
+        if self._rung.get("vae_tiling"):
+            self._tile_vae()
+        if self._offload_type is not None:
+            self._stream()
+        elif self._moves_whole_models:
+            pipe.enable_model_cpu_offload(device=self._device)
+        else:
+            pipe.to(self._device)
+        if self._releases:
+            self._released = [
+                ReleasedEncoder(getattr(pipe, name), partial(reload, name)) for name in encoder_names(pipe)
+            ]
+
+    def denoising_begins(self) -> None:
+        """Everything is encoded now. May be called at every step."""
+        for encoder in self._released:
+            encoder.release()
+
+    def attempt_ended(self) -> None:
+        """Bring every model back to where the next attempt expects it. A pipeline does so itself only when its call
+        returns, not when a cancel or a failure ends it.
+        """
+        self._pipe.maybe_free_model_hooks()
+
+    def _store_in_fp8(self, dtype_of: Callable[[str], Any]) -> None:
+        import torch
+
+        for name in denoiser_names(self._pipe):
+            getattr(self._pipe, name).enable_layerwise_casting(
                 storage_dtype=torch.float8_e4m3fn, compute_dtype=dtype_of(name)
             )
-    offload_type = rung.get("group_offload")
-    if offload_type is None:
-        pipe.to(device)
-        return
-    if hasattr(pipe.vae, "use_tiling"):  # all VAEs but SVD's, which decodes in chunks of frames instead
-        pipe.vae.enable_tiling()
-    pipe.enable_group_offload(
-        onload_device=device,
-        offload_device=torch.device("cpu"),
-        offload_type=offload_type,
-        num_blocks_per_group=1 if offload_type == "block_level" else None,
-        use_stream=device.type == "cuda",
-        # without it the host waits for the device at every leaf; with it Hunyuan's step on an H200 falls from 1.22
-        # to 1.00 of the resident one, for memory that is freed later (6.1 -> 11.9 GiB)
-        record_stream=device.type == "cuda",
-        exclude_modules=[part for part in pipe.components if part not in STREAMED],
-    )
 
+    def _tile_vae(self) -> None:
+        try:
+            self._pipe.vae.enable_tiling()
+        except (AttributeError, NotImplementedError):
+            kind = type(self._pipe.vae).__name__
+            raise AttemptFailure(
+                FailureClass.LAYOUT,
+                f"{kind} has no tiles; take vae_tiling from the rung {self._rung['name']!r} of the lane file",
+            ) from None
 
-def home(name: str, rung: dict[str, Any], device: Any) -> full_random.Home:
-    """Where full-random weights are made: on the device what stays there, on the host what a rung stores smaller or
-    streams, as a checkpoint read from disk would be.
-    """
-    import torch
+    def _stream(self) -> None:
+        import torch
 
-    is_streamed = "group_offload" in rung and name in STREAMED
-    is_cast = bool(rung.get("layerwise_fp8")) and name in DENOISERS
-    if not (is_streamed or is_cast):
-        return full_random.Home(device=device)
-    # page-locked at once, or streaming would make a second copy of tens of gigabytes
-    return full_random.Home(device=torch.device("cpu"), is_pinned=is_streamed and device.type == "cuda")
+        self._pipe.enable_group_offload(
+            onload_device=self._device,
+            offload_device=torch.device("cpu"),
+            offload_type=self._offload_type,
+            num_blocks_per_group=1 if self._offload_type == "block_level" else None,
+            use_stream=self._device.type == "cuda",
+            # without it the host waits for the device at every leaf: Hunyuan's step on an H200 takes 1.22 of the
+            # resident one instead of 1.00; the price is memory that is freed later (6.1 -> 11.9 GiB)
+            record_stream=self._device.type == "cuda",
+            exclude_modules=[part for part in self._pipe.components if part not in STREAMED],
+        )
