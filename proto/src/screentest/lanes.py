@@ -142,13 +142,6 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Needs:
-    """memory_gib: device memory of a resident attempt at the lane's own settings, None where nobody measured it."""
-
-    memory_gib: Number | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Token:
     """What one token of the denoiser covers of the clip; of `frames` k there are (F - 1) // k + 1 latent frames."""
 
@@ -261,7 +254,6 @@ class Lane:
     call: Mapping[str, Any] = field(default_factory=dict)
     constraints: Constraints
     limits: Limits
-    needs: Needs = Needs()
     ladder: tuple[Rung, ...]
     components: Mapping[str, Component] = field(default_factory=dict)
     miniature: Miniature = Miniature()

@@ -86,8 +86,8 @@ def first_rung(
     """Where an attempt begins; None = no rung fits.
 
     That is the rung at which this shape last completed here (gpu: the driver's name for it), or one before it that is
-    measured to fit now; without such a memory the first that fits, an unknown peak taken as one that does; failing
-    that, the first whose tensors alone would fit.
+    measured to fit now; without such a memory the first that fits, an unknown peak taken as one that does where the
+    weights do; failing that, the first whose tensors alone would fit.
     """
     torch_bytes = torch_may_hold(memory_bytes, memory_cap_gib)
     rungs = usable_rungs(lane, unified)
@@ -96,9 +96,9 @@ def first_rung(
     for rung in rungs:
         found = peaks[rung]
         is_sure = found is not None and found.is_measured and found.least_bytes <= torch_bytes
-        if won is not None and (is_sure or (rung == won and _fits(found, torch_bytes))):
+        if won is not None and (is_sure or (rung == won and (found is None or found.least_bytes <= torch_bytes))):
             return rung
-    fitting = (rung for rung in rungs if _fits(peaks[rung], torch_bytes))
+    fitting = (rung for rung in rungs if _fits(lane, rung, peaks[rung], measured, unified, torch_bytes))
     tight = (rung for rung in rungs if (found := peaks[rung]) is not None and found.tensor_bytes <= torch_bytes)
     return next(fitting, next(tight, None))
 
@@ -119,7 +119,8 @@ def nearest_shape_that_fits(
     neutral = [rung for rung in usable_rungs(lane, unified) if not lane.ladder[rung].changes_picture]
 
     def fits(candidate: Shape) -> bool:
-        return any(_fits(peak(lane, rung, candidate, measured, unified=unified), torch_bytes) for rung in neutral)
+        peaks = ((rung, peak(lane, rung, candidate, measured, unified=unified)) for rung in neutral)
+        return any(_fits(lane, rung, found, measured, unified, torch_bytes) for rung, found in peaks)
 
     counts = [frames for frames in range(1, shape.num_frames + 1) if lane.constraints.frames.is_legal(frames)]
     for size in _sizes(lane, shape):
@@ -161,8 +162,12 @@ def _won(lane: Lane, shape: Shape, measured: Measured, gpu: str | None, memory_c
     return None
 
 
-def _fits(found: Peak | None, torch_bytes: int) -> bool:
-    return found is None or found.least_bytes <= torch_bytes
+def _fits(lane: Lane, rung: int, found: Peak | None, measured: Measured, unified: bool, torch_bytes: int) -> bool:
+    """An unknown peak fits where the weights do."""
+    if found is not None:
+        return found.least_bytes <= torch_bytes
+    weights = _weights(lane, [clip for clip in measured.clips if clip.lane_id == lane.id])
+    return weights is None or weights.most(lane.ladder[rung], unified) <= torch_bytes
 
 
 # --- smaller shapes ---------------------------------------------------------------------------------------------------
@@ -246,6 +251,10 @@ class _Weights:
     encoders: int
     rest: int
 
+    def most(self, rung: Rung, unified: bool) -> int:
+        """On the device at a time."""
+        return max(self.on_device(rung, phase, unified) for phase in PHASES)
+
     def on_device(self, rung: Rung, phase: str, unified: bool) -> int:
         """While a phase runs at a rung."""
         share = 0.5 if rung.layerwise_fp8 else 1.0
@@ -281,21 +290,13 @@ def _computed(lane: Lane, rung: Rung, shape: Shape, clips: list[Experience], uni
     weights = _weights(lane, clips)
     if not sources or weights is None:
         return None
-    phases: list[int] = []
-    for phase in PHASES:
-        activations = [_activations(lane, source, weights, phase, shape) for source in sources]
-        usable = [
-            found
-            for found, source in zip(activations, sources, strict=True)
-            if found is not None and (phase == DENOISING or _is_tiled(lane, source.rung) == _is_tiled(lane, rung))
-        ]
-        if not usable:
-            return None
-        # a streamed rung also holds what is on its way, so the smaller one is nearer to what the phase itself needs
-        phases.append(weights.on_device(rung, phase, unified) + min(usable))
+    phases = [_phase_bytes(lane, rung, phase, shape, sources, weights, unified) for phase in PHASES]
+    known = [found for found in phases if found is not None]
+    if len(known) < len(phases):
+        return None
+    tensors = max(known)
     nearest = min(sources, key=lambda source: source.slack_bytes)
     slack = int(nearest.slack_bytes * shape.pixels / nearest.clip.shape.pixels)
-    tensors = max(phases)
     return Peak(
         likely_bytes=tensors + slack,
         least_bytes=tensors + slack,
@@ -305,11 +306,32 @@ def _computed(lane: Lane, rung: Rung, shape: Shape, clips: list[Experience], uni
     )
 
 
+def _phase_bytes(
+    lane: Lane, rung: Rung, phase: str, shape: Shape, sources: list[_Source], weights: _Weights, unified: bool
+) -> int | None:
+    """What tensors take in a phase. None where no source knows it."""
+    found = [
+        activations
+        for source in sources
+        if _is_alike(lane, source.rung, rung, phase)
+        and (activations := _activations(lane, source, weights, phase, shape)) is not None
+    ]
+    # a streamed rung also holds what is on its way, so the smaller one is nearer to what the phase itself needs
+    return weights.on_device(rung, phase, unified) + min(found) if found else None
+
+
+def _is_alike(lane: Lane, rung: Rung, other: Rung, phase: str) -> bool:
+    """Whether a phase computes the same at both: the VAE alone may be tiled, and it decodes, and encodes pictures."""
+    is_without_vae = phase == DENOISING or (phase == ENCODING and lane.task == "t2v")
+    return is_without_vae or _is_tiled(lane, rung) == _is_tiled(lane, other)
+
+
 def _sources(lane: Lane, rung: Rung, clips: list[Experience], unified: bool) -> list[_Source]:
     """Clips at the same placement where there are any; else all that say something about it. What a streamed rung holds
     at least is only known from streamed ones.
     """
     found = [_Source(clip=clip, rung=of) for clip in clips if (of := _rung_of(lane, clip)) is not None]
+    found = [source for source in found if source.clip.tensor_bytes] or found  # else slack counts as activations
     same = [source for source in found if _is_same(lane, source.clip, _placement(rung, unified), unified)]
     if same or (rung.group_offload and not unified):
         return same or [source for source in found if source.rung.group_offload and not source.clip.is_unified]
