@@ -383,6 +383,11 @@ class Turns:
         return rung.as_run(self._lane, hand.dispatch.spec, hand.dispatch.rung)
 
     @property
+    def _is_unified(self) -> bool:
+        known = self._telemetry.known_facts
+        return known is not None and known.memory_kind == "unified"
+
+    @property
     def _gpu_name(self) -> str | None:
         known = self._telemetry.known_facts
         return known.gpu_name if known is not None else None
@@ -420,6 +425,7 @@ class Turns:
                 weights_dir=str(weights_dir) if spec.weights is Weights.HUB else None,
                 attempt_id=_attempt_id(hand),
                 memory_cap_gib=spec.memory_cap_gib,
+                unified_memory=self._is_unified,
             ),
             generate=Generate(
                 attempt_id=_attempt_id(hand),
