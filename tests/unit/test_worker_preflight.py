@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from screentest.lanes import Lane, lane_digest, load_lane
@@ -238,10 +238,22 @@ class TestMemory:
         decision = self.decide(card(1), num_frames=50)
         assert [problem.check for problem in decision.problems] == [Check.SHAPE]
 
-    def test_lane_that_nobody_measured_is_taken_to_fit(self) -> None:
-        job = spec(WAN, weights=Weights.HUB)
-        assert preflight.decide(facts(WAN, memory=card(4)), job).first_rung == 0
+    def test_lane_that_nobody_measured_is_taken_to_fit_where_its_weights_do(self) -> None:
+        a14b = load_lane(LANES / "wan2-2-t2v-a14b.toml")
+        job = spec(a14b, weights=Weights.FULL_RANDOM)
+        assert preflight.decide(facts(a14b, memory=card(80)), job).first_rung == 0
+        decision = preflight.decide(facts(a14b, memory=card(24)), job)
+        assert a14b.ladder[decision.first_rung or 0].group_offload is not None
+        assert "24.0 GiB are free, less than the weights alone at 'resident'" in decision.detail
 
+    def test_weights_alone_can_be_too_much(self) -> None:
+        a14b = load_lane(LANES / "wan2-2-t2v-a14b.toml")
+        job = spec(a14b, weights=Weights.FULL_RANDOM)
+        decision = preflight.decide(facts(a14b, memory=card(8, unified=True)), job)
+        assert decision.verdict is Verdict.REFUSED
+        assert "the weights alone of Wan 2.2 T2V A14B do not fit, at no rung, 8.0 GiB are free" in decision.reason
+
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
     @given(st.floats(1, 140), st.floats(1, 140))
     def test_more_memory_never_means_a_lower_rung(self, one: float, other: float) -> None:
         small, large = (self.decide(card(gib)) for gib in sorted((one, other)))
@@ -295,6 +307,11 @@ class TestDeviceMemory:
         )
         assert (found.free_bytes, found.ceiling_bytes) == (3 * GIB, 24 * GIB)
         assert (found.unified, found.gpu_name) == (False, "Card")
+
+    def test_what_the_driver_keeps_for_itself_comes_back_from_nobody(self) -> None:
+        free = int(23.4 * GIB)
+        found = device_memory.of_device(device(memory_total_bytes=24 * GIB, memory_free_bytes=free), MEMINFO)
+        assert found.ceiling_bytes == free
 
     def test_unified_memory_is_the_hosts_and_page_cache_counts_as_free(self) -> None:
         """NVML says not supported on GB10, and MemFree counts a file that was read as used."""

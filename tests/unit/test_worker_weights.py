@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from screentest_worker import tensor_header, weights_folder, weights_layout
@@ -52,6 +52,7 @@ class TestHeader:
     def test_scalar_has_one_parameter(self) -> None:
         assert Tensor(name="a", dtype="F32", shape=()).parameters == 1
 
+    @settings(max_examples=60, deadline=None, derandomize=True, database=None)
     @given(st.integers(0, 1199))
     def test_cut_anywhere_it_is_no_whole_file(self, tmp_path_factory: pytest.TempPathFactory, kept: int) -> None:
         file = tmp_path_factory.mktemp("cut") / "w"

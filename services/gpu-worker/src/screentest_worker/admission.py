@@ -90,8 +90,8 @@ def _usable_bytes(free: int, spec: JobSpec) -> int:
 
 def _lower(lane: Lane, spec: JobSpec, begin: int, device: DeviceMemory, measured: Measured, usable: int) -> str:
     """What begins at another rung than asked, and what that changes."""
-    asked = memory.peak_bytes(lane, spec.first_rung, _shape(spec), measured, unified=device.unified)
-    why = f", {gib(asked + memory.CONTEXT_BYTES)} needed for {lane.ladder[spec.first_rung].name!r}" if asked else ""
+    need, name = _need(lane, spec, spec.first_rung, device, measured), lane.ladder[spec.first_rung].name
+    why = f", {gib(need)} needed for {name!r}" if need is not None else f", less than the weights alone at {name!r}"
     text = f"begins at rung {lane.ladder[begin].name!r}: {_said(device, usable, spec)}{why}"
     made = memory.at_rung(lane, begin, _shape(spec))
     if made == _shape(spec):
@@ -100,16 +100,24 @@ def _lower(lane: Lane, spec: JobSpec, begin: int, device: DeviceMemory, measured
 
 
 def _too_small(lane: Lane, spec: JobSpec, device: DeviceMemory, measured: Measured, free: int) -> Problem:
-    peaks = {
-        rung: found
+    needs = {
+        rung: need
         for rung in lanes.usable_rungs(lane, device.unified)
-        if (found := memory.peak_bytes(lane, rung, _shape(spec), measured, unified=device.unified)) is not None
+        if (need := _need(lane, spec, rung, device, measured)) is not None
     }
-    least = min(peaks, key=lambda rung: peaks[rung])  # never empty: a rung of which nothing is known fits
-    needed = gib(peaks[least] + memory.CONTEXT_BYTES)
-    reason = f"{lane.title} needs {needed} even at rung {lane.ladder[least].name!r}"
-    reason = f"{reason}, {_said(device, _usable_bytes(free, spec), spec)}"
+    if needs:
+        least = min(needs, key=lambda rung: needs[rung])
+        needed = f"{lane.title} needs {gib(needs[least])} even at rung {lane.ladder[least].name!r}"
+    else:
+        needed = f"the weights alone of {lane.title} do not fit, at no rung"
+    reason = f"{needed}, {_said(device, _usable_bytes(free, spec), spec)}"
     return Problem(check=Check.MEMORY, reason=reason, fix=_fix(lane, spec, device, measured, free))
+
+
+def _need(lane: Lane, spec: JobSpec, rung: int, device: DeviceMemory, measured: Measured) -> int | None:
+    """Of the device, CUDA's own included; None where nobody has measured the lane."""
+    peak = memory.peak_bytes(lane, rung, _shape(spec), measured, unified=device.unified)
+    return None if peak is None else peak + memory.CONTEXT_BYTES
 
 
 def _fix(lane: Lane, spec: JobSpec, device: DeviceMemory, measured: Measured, free: int) -> str:

@@ -10,6 +10,9 @@ from screentest.records import DeviceFacts, Process
 
 GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
+# A runner's CUDA context and the smallest lane hold more; what is missing below that is the driver's own (0.6 GiB of an
+# H200), and comes back from nobody.
+LEAST_RUNNER_BYTES = GIB
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,19 +45,25 @@ def of_device(facts: DeviceFacts, host: Mapping[str, int]) -> DeviceMemory:
     return DeviceMemory(
         unified=unified,
         free_bytes=free,
-        ceiling_bytes=_ceiling(free, total, facts.foreign),
+        ceiling_bytes=_ceiling(free, total, facts.foreign, unified=unified),
         foreign=tuple(_named(process) for process in facts.foreign),
         gpu_name=facts.gpu_name,
     )
 
 
-def _ceiling(free: int | None, total: int | None, foreign: tuple[Process, ...]) -> int | None:
-    """All but what foreign processes hold; only what is free where one of them does not say."""
+def _ceiling(free: int | None, total: int | None, foreign: tuple[Process, ...], *, unified: bool) -> int | None:
+    """All but what foreign processes hold; only what is free where one of them does not say, or none of ours is there.
+
+    On unified memory the rest of the machine counts as ours: an attempt looks again when its turn comes.
+    """
     held = [process.device_memory_bytes for process in foreign]
     known = [amount for amount in held if amount is not None]
     if total is None or len(known) < len(held):
         return free
-    return max(free or 0, total - sum(known))
+    rest = total - sum(known)
+    if free is not None and not unified and rest - free < LEAST_RUNNER_BYTES:
+        return free
+    return max(free or 0, rest)
 
 
 def meminfo_bytes(text: str) -> dict[str, int]:
