@@ -9,7 +9,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,8 +18,8 @@ import pytest
 
 from screentest.lanes import Lane, from_json
 from screentest_worker import signature
+from screentest_worker.facts import inspect_lane
 from screentest_worker.findings import Check, Problem
-from screentest_worker.inspection import inspect_lane
 from screentest_worker.signature import Method, PipelineSignature
 from tests import broken_weights as broken
 from tests.broken_weights import Break
@@ -250,18 +249,3 @@ def test_env_without_diffusers_is_named(built: Built) -> None:
     lane = lane_of(WAN)
     problems = inspect_lane(lane, built.folder / WAN, env_python("stub"), miniature=True)
     assert [problem.reason for problem in problems] == ["the model env has no diffusers"]
-
-
-def test_inspection_as_a_program_tells_problems_as_json(built: Built, tmp_path: Path) -> None:
-    folder = built.copy(WAN, tmp_path)
-    program = [sys.executable, "-m", "screentest_worker.inspection", "--miniature"]
-    asked = [*program, LANES / f"{WAN}.toml", folder, env_python("diffusers")]
-    assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout == ""
-    broken.lose_tokenizer(folder)
-    result = subprocess.run(asked, capture_output=True, text=True, check=False)
-    assert result.returncode == 1
-    (problem,) = map(json.loads, result.stdout.splitlines())
-    assert problem["check"] == "layout"
-    assert "the component tokenizer is missing" in problem["reason"]
-    unknown = [*program, tmp_path / "none.toml", folder, env_python("diffusers")]
-    assert subprocess.run(unknown, capture_output=True, check=False).returncode == 2
