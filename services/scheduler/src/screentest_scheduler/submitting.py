@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 
 from screentest import lanes, objects, subjects, wire
 from screentest.errors import AlreadyExists, BadRequest, Conflict, FieldViolation, NotPossibleNow, Unavailable
-from screentest.kit.bus import Bus
+from screentest.kit.bus import Bus, WrongLastSequence
 from screentest.kit.store import Store
 from screentest.records import (
     Command,
@@ -36,6 +36,9 @@ from screentest_scheduler.transitions import Entry
 
 PREFLIGHT_TIMEOUT_S = 2.0
 MAX_REQUEST_ID_CHARACTERS = 200
+# A sweep settles in the very moment in which its last job can be retried.
+RETRY_TRIES = 50
+RETRY_PAUSE_S = 0.05
 # Only for preflight: the worker sees a spec before the sweep has an id.
 NO_SWEEP = "preflight"
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -114,19 +117,28 @@ class Submitter:
         """A new job for the cell of a terminal one. NotPossibleNow while another job of that cell is not terminal."""
         # Asked before anything is decided: two retries at once must not both find the cell free.
         placements = await self._placements([entry.spec.lane_id])
-        for other in self._ledger.same_cell(entry.spec):
+        for _ in range(RETRY_TRIES):
+            spec = self._again(entry.spec, placements[entry.spec.lane_id])
+            sweep = self._ledger.sweep(spec.sweep_id)
+            try:
+                await self._journal.append_sweep(sweep, RetryRequested(spec=spec, by=by))
+            except WrongLastSequence:
+                await asyncio.sleep(RETRY_PAUSE_S)  # the sweep was just settled or changed; the tail brings it
+                continue
+            await self._journal.write_missing_jobs(spec.sweep_id)
+            return self._ledger.job(spec.job_id)
+        raise NotPossibleNow(f"sweep {entry.spec.sweep_id} changes too fast to retry in it; try again")
+
+    def _again(self, spec: JobSpec, placement: Placement) -> JobSpec:
+        """The cell's next job, as its lane stands now. NotPossibleNow while the cell has one that is not terminal."""
+        for other in self._ledger.same_cell(spec):
             known = self._ledger.jobs.get(other.job_id)
             if known is None or not known.state.is_terminal:
                 raise NotPossibleNow(f"{other.job_id} already tries this cell again; wait for it or cancel it")
-        spec = planning.retry(entry.spec, self._ledger.next_retry_index(entry.spec))
+        again = planning.retry(spec, self._ledger.next_retry_index(spec))
         lane = self._catalogue.get(spec.lane_id)
-        if lane is not None:
-            # The lane file may have been mended since: a retry runs what the lane says now, like any new job would.
-            spec = self._replanned(spec, lane, placements[lane.id])
-        sweep = self._ledger.sweep(spec.sweep_id)
-        await self._journal.append_sweep(sweep, RetryRequested(spec=spec, by=by))
-        await self._journal.write_missing_jobs(spec.sweep_id)
-        return self._ledger.job(spec.job_id)
+        # The lane file may have been mended since: a retry runs what the lane says now, like any new job would.
+        return again if lane is None else self._replanned(again, lane, placement)
 
     def _replanned(self, spec: JobSpec, lane: lanes.Lane, placement: Placement) -> JobSpec:
         if lanes.lane_digest(lane) == spec.lane_digest:
