@@ -118,18 +118,31 @@ class RunnerProcess(ChildProcess):
             )
         )
 
-    def generate(self, attempt_id: str, keyframe: Path | None = None, seed: int = 7, **settings: Any) -> Path:
-        """Ask for a clip at the lane's miniature settings; returns the path of its frames."""
+    def generate(
+        self,
+        attempt_id: str,
+        keyframe: Path | None = None,
+        seed: int = 7,
+        limit_s: float | None = None,
+        leave_out: tuple[str, ...] = (),
+        **settings: Any,
+    ) -> Path:
+        """Ask for a clip at the lane's miniature settings; returns the path of its frames.
+
+        settings: keywords of the call that replace the lane's. leave_out: keywords that the call lacks.
+        """
         frames_path = self.folder / f"{attempt_id}.raw"
         asked = {**self.lane.defaults_for("miniature"), "prompt": "A cathedral of obsidian under cracked glass."}
+        call = {**self.lane.pipeline_call("miniature", asked), **settings}
         self.send(
             Generate(
                 attempt_id=attempt_id,
-                call={**self.lane.pipeline_call("miniature", asked), **settings},
+                call={keyword: value for keyword, value in call.items() if keyword not in leave_out},
                 seed=seed,
                 frames_path=str(frames_path),
                 fps=float(asked["fps"]),
                 keyframe_path=None if keyframe is None else str(keyframe),
+                limit_s=limit_s,
             )
         )
         return frames_path

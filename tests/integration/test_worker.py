@@ -224,6 +224,18 @@ async def test_attempt_past_its_limit_is_a_timeout(worker: Rig) -> None:
     assert outcome.failure_class is FailureClass.TIMEOUT
 
 
+async def test_attempt_that_cannot_end_in_time_ends_at_once_and_leaves_its_runner(worker: Rig) -> None:
+    limits = Limits(load_s=20, step_stall_s=20, attempt_s=30)
+    late, following = worker.spec(call={"work_s": 60.0, "steps": 600}, limits=limits), worker.spec()
+    await worker.admit(late)
+    outcome = await worker.outcome(late, within_s=15)
+    assert outcome.failure_class is FailureClass.TIMEOUT
+    assert "stopped after step 2" in outcome.cause
+    await worker.admit(following)
+    assert (await worker.started(following)).warm
+    assert (await worker.outcome(following)).failure_class is None
+
+
 async def test_escaped_grandchild_dies_when_the_runner_retires(worker: Rig) -> None:
     spec = worker.spec(call={"fault": "fork_escape", "steps": 1})
     await worker.admit(spec)
@@ -594,6 +606,7 @@ async def test_children_see_no_secret(worker: Rig) -> None:
     assert {name for name in names if name.startswith("SCREENTEST_")} == {
         "SCREENTEST_REPLY_FD",
         "SCREENTEST_CHILD_OF",
+        "SCREENTEST_RUNNER_OF",
     }
 
 

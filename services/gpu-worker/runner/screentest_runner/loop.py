@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, BinaryIO
 
-from screentest_runner import frames
+from screentest_runner import frames, pace
 from screentest_runner.adapters import ADAPTERS, Adapter
 from screentest_runner.failures import AttemptFailure, classify
 from screentest_runner.progress import AttemptProgress, phase_changed
@@ -136,9 +136,10 @@ class Runner:
             if isinstance(request, Stop):
                 self._send(Stopped())
                 return
-            self._serve(request)
+            self.serve(request)
 
-    def _serve(self, request: Message) -> None:
+    def serve(self, request: Message) -> None:
+        """One request but Stop. What becomes of it is sent."""
         match request:
             case Prepare():
                 self._guard(request, None, Phase.PREPARING)
@@ -216,7 +217,11 @@ class Runner:
         )
 
     def _generate(self, request: Generate) -> None:
-        progress = AttemptProgress(request.attempt_id, self._send, self._inbox.cancellation(request.attempt_id))
+        limit = (
+            None if request.limit_s is None else pace.Limit(limit_s=request.limit_s, decode_s=request.decode_s or 0.0)
+        )
+        cancelled = self._inbox.cancellation(request.attempt_id)
+        progress = AttemptProgress(request.attempt_id, self._send, cancelled, limit)
         try:
             self._send(self._decode(request, progress))
         except Exception as error:  # noqa: BLE001  (as above)

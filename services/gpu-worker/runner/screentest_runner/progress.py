@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from threading import Event
 
+from screentest_runner import pace
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.protocol import FailureClass, Phase, PhaseChanged, RunnerReply, StepDone
 
@@ -19,17 +20,21 @@ def phase_changed(attempt_id: str | None, phase: Phase) -> PhaseChanged:
 
 
 class AttemptProgress:
-    """Told by the adapter what happens; tells the supervisor and raises when the attempt was cancelled."""
+    """Told by the adapter what happens; tells the supervisor and raises when the attempt was cancelled, or when its
+    steps are too slow for its limit. limit: None when nobody set one.
+    """
 
-    def __init__(self, attempt_id: str, reply: Reply, cancelled: Event) -> None:
+    def __init__(self, attempt_id: str, reply: Reply, cancelled: Event, limit: pace.Limit | None = None) -> None:
         self.attempt_id = attempt_id
         self.phase = Phase.ENCODING_PROMPT
         self.timings_s: dict[str, float] = {}
         self.steps_done = 0
         self._reply = reply
         self._cancelled = cancelled
+        self._limit = limit
+        self._fastest_s: float | None = None  # of the steps after the first
         self._phase_ended: PhaseEnded | None = None
-        self._phase_began = self._step_began = time.perf_counter()
+        self._began = self._phase_began = self._step_began = time.perf_counter()
         reply(phase_changed(attempt_id, self.phase))
 
     def on_phase_end(self, phase_ended: PhaseEnded) -> None:
@@ -51,14 +56,22 @@ class AttemptProgress:
     def step_done(self, steps: int) -> None:
         """One more denoising step of `steps` ended. After the last one the decoding begins."""
         now = time.perf_counter()
+        step_s = now - self._step_began
         self.steps_done += 1
-        self._reply(
-            StepDone(attempt_id=self.attempt_id, step=self.steps_done, steps=steps, step_s=now - self._step_began)
-        )
+        self._reply(StepDone(attempt_id=self.attempt_id, step=self.steps_done, steps=steps, step_s=step_s))
         self._step_began = now
         self.check_cancelled()
+        self._check_pace(now - self._began, step_s, steps)
         if self.steps_done == steps:
             self.enter(Phase.DECODING)
+
+    def _check_pace(self, elapsed_s: float, step_s: float, steps: int) -> None:
+        if self.steps_done > 1:
+            self._fastest_s = min(step_s, self._fastest_s or step_s)
+        if self._limit is not None and self._fastest_s is not None:
+            pace.check_pace(
+                self._limit, elapsed_s=elapsed_s, fastest_s=self._fastest_s, done=self.steps_done, steps=steps
+            )
 
     def check_cancelled(self) -> None:
         """Raises AttemptFailure(cancelled) after a Cancel. A raise, because StableVideoDiffusionPipeline ignores the

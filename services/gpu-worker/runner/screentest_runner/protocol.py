@@ -123,6 +123,8 @@ class Generate:
     call: the pipeline's final keyword arguments without image, generator and callbacks (already mapped from the
     generic names). keyframe_path: an image file, or None. frames_path: where the raw frames go, (T, H, W, 3) uint8 in
     C order without header. fps: frames per second of the clip; only the encoder and a few pipelines use it.
+    limit_s: seconds this attempt may still take; it ends as `timeout` at once when its first steps say that it cannot.
+    decode_s: of them, what decoding is known to need. None: no limit, not known.
     """
 
     attempt_id: str
@@ -131,6 +133,8 @@ class Generate:
     frames_path: str
     fps: float
     keyframe_path: str | None = None
+    limit_s: float | None = None
+    decode_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -72,7 +72,7 @@ class Computation:
         self.versions: dict[str, str] = {}
         self.traceback = ""
         self._steps_s: list[float] = []
-        self.has_let_go = False  # the runner was told to cancel and answered: it is as good as before
+        self.has_let_go = False  # the runner gave the attempt up by itself: it is as good as before
 
     async def run(self, *, warm: bool) -> Decoded | Outcome:
         """The frames, or how the attempt ended. The runner is left as it is, whatever happens."""
@@ -126,7 +126,9 @@ class Computation:
                     await self._tell(message)
 
     async def _generate(self) -> Decoded | Outcome:
-        self._runner.send(self._requests.generate)
+        assert self._hand.deadline is not None
+        # what the load has left of the attempt's time
+        self._runner.send(replace(self._requests.generate, limit_s=self._hand.deadline - time.monotonic()))
         self._is_generating = True
         while True:
             stall_s = self._hand.dispatch.spec.limits.step_stall_s
@@ -153,6 +155,8 @@ class Computation:
                 return outcome.from_exit(exit_of(self._runner, self._oom_kills_before), self._phase)
             case Failed(failure_class=failure_class, message=text, phase=phase, traceback=traceback):
                 self.traceback = traceback
+                # it saw in its first steps that the time would not do, and gave up as it does after a cancel
+                self.has_let_go = failure_class is protocol.FailureClass.TIMEOUT
                 return outcome.from_reply(failure_class, text, phase)
             case _:
                 return message
