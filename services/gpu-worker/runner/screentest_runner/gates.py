@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,10 @@ from screentest_runner.protocol import FailureClass
 
 # Spaces, a blank line, digits and an accent: what differs between a right and a half-right tokenizer.
 PROBE = "A cat walks,  slowly.\n\nÉtude No. 271: <glass> & steel"
+
+
+CONV3D_SHAPES = ((1, 16, 5, 24, 24), (16, 16, 3, 3, 3))  # pixels and weight: the kernel that VAEs use
+CONV3D_TOLERANCE = 0.02  # of the largest value; bfloat16 itself rounds by up to 0.004
 
 
 def check_folder(folder: Path, lane_id: str) -> None:
@@ -81,6 +85,41 @@ def check_tokenizers(pipeline: Any, folder: Path) -> None:
                 f"{name} ({type(part).__name__}) does not split text as its tokenizer.json says: {got[:12]} instead of "
                 f"{wanted[:12]}; name the right class in components.{name} of the lane file",
             )
+
+
+def check_call(call: Mapping[str, Any], expected: Mapping[str, Any], lane_id: str) -> None:
+    """What the lane passes on every call is in this one. Raises AttemptFailure(bad_kwargs).
+
+    SkyReelsV2DiffusionForcingPipeline keeps a causal_block_size from one call to the next, and frames of noise with it
+    (huggingface/diffusers#13609): a warm pipeline must be told each time.
+    """
+    if missing := sorted(expected.keys() - call.keys()):
+        raise AttemptFailure(
+            FailureClass.BAD_KWARGS,
+            f"the call lacks {', '.join(missing)}, which [call] of lane {lane_id!r} passes on every one",
+        )
+
+
+def check_conv3d(device: Any, conv3d: Callable[..., Any] | None = None) -> None:
+    """A small bfloat16 conv3d on this device agrees with float64. Raises AttemptFailure(infrastructure): it is the
+    machine's software, no matter of the job.
+
+    torch 2.9.0 and 2.9.1 with cuDNN below 9.15 computed it wrongly or with three times the memory (pytorch/pytorch
+    issues 166643, 163539); every video VAE is made of it. conv3d: what is checked, None for torch's own.
+    """
+    import torch
+
+    generator = torch.Generator("cpu").manual_seed(0)
+    pixels, weight = (torch.randn(shape, generator=generator).to(device, torch.bfloat16) for shape in CONV3D_SHAPES)
+    exact = torch.nn.functional.conv3d(pixels.cpu().double(), weight.cpu().double(), padding=1)
+    found = (conv3d or torch.nn.functional.conv3d)(pixels, weight, padding=1).cpu().double()
+    off = float((found - exact).abs().max() / exact.abs().max())
+    if not off < CONV3D_TOLERANCE:  # also when it is not a number
+        raise AttemptFailure(
+            FailureClass.INFRASTRUCTURE,
+            f"conv3d in bfloat16 is off by {off:.0%} on {device}, so every clip would be wrong: torch "
+            f"{torch.__version__}, cuDNN {torch.backends.cudnn.version()}; install cuDNN from 9.15 or another torch",
+        )
 
 
 def check_text_encoders(pipeline: Any) -> None:

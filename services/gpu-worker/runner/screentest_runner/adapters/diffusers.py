@@ -15,7 +15,7 @@ from importlib import import_module, metadata
 from pathlib import Path
 from typing import Any, assert_never
 
-from screentest_runner import full_random, gates, miniature
+from screentest_runner import conditioning, full_random, gates, miniature
 from screentest_runner.adapters.device_memory import PhaseMemory, cap_memory
 from screentest_runner.adapters.placement import Placement, denoiser_names
 from screentest_runner.failures import AttemptFailure
@@ -96,9 +96,12 @@ class DiffusersAdapter:
             gates.check_channels(pipe, denoiser, self.lane["components"][denoiser]["config"].get("in_channels"))
         gates.check_init(pipe, self.lane["pipeline"].get("init", {}))
         gates.check_text_encoders(pipe)
+        if device != "cpu":
+            gates.check_conv3d(device)
         placement.place(pipe, self.dtype_of, weights.reload)
         for path in self.lane["pipeline"].get("before_call", []):
             _method(pipe, path)()
+        conditioning.watch_text_encoders(pipe)
         self._watch(pipe, placement)
         self._pipe, self._placement, self._is_miniature = pipe, placement, load.weights == "miniature"
         self._memory.phase_ended(Phase.LOADING)
@@ -249,6 +252,7 @@ class DiffusersAdapter:
         """
         import torch
 
+        gates.check_call(generate.call, self.lane.get("call", {}), self.lane["id"])
         taken = inspect.signature(self._pipe.__call__).parameters
         arguments = {keyword: value for keyword, value in generate.call.items() if "." not in keyword}
         if generate.keyframe_path is not None:
