@@ -38,6 +38,7 @@ def clip_of(lane: Lane, result: dict[str, Any], gpu: str, settings: dict[str, An
         "step_tflop": _step_tflop(lane, Shape(**shape)),
         "memory_cap_gib": settings["memory_cap_gib"],
         "encode_s": seconds["encoding_prompt"],
+        "start_s": round(max(seconds["denoising"] - result["steps"] * result["step_s"]["median"], 0.0), 4),
         "decode_s": seconds["decoding"],
         "load_s": {settings["weights"]: round((result["build_s"] or 0.0) + result["load_s"], 2)},
         "held_bytes": _bytes(result["peak_memory_gib_by_phase"]),

@@ -61,7 +61,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Times:
-    """Of one GPU. clips: that the rate was learned from on it, 0 = carried over."""
+    """Of one GPU. encode_s: up to the first ordinary step. clips: that the rate was learned from, 0 = carried over."""
 
     step_s: Range
     encode_s: Range
@@ -208,6 +208,7 @@ def _told(
         step_tflop=_step_tflop(lane, shape, {part.name: part.value for part in spec.call}),
         memory_cap_gib=spec.memory_cap_gib,
         encode_s=seconds.get(memory.ENCODING),
+        start_s=max(seconds.get(memory.DENOISING, 0.0) - outcome.steps_done * outcome.step_s, 0.0),
         decode_s=seconds.get(memory.DECODING),
         load_s={} if load_s is None else {spec.weights.value: load_s},
         held_bytes={phase.phase: phase.peak_bytes for phase in outcome.peak_memory_by_phase},
@@ -278,7 +279,7 @@ def _learned(work: Work, clips: list[Experience], measured: Measured) -> Times |
     clips = [clip for clip in clips if _likeness(work, clip) == alike]
     is_same_rung, is_same_shape = alike
     step_s = _range([float(step_s) * _operations(work, clip) for clip in clips for step_s in clip.step_s])
-    encode_s = _range([clip.encode_s for clip in clips if clip.encode_s is not None])
+    encode_s = _range([clip.encode_s + clip.start_s for clip in clips if clip.encode_s is not None])
     decode_s = _range([clip.decode_s * _pixels(work, clip) for clip in clips if clip.decode_s is not None])
     if step_s is None or encode_s is None or decode_s is None:
         return None
@@ -368,13 +369,13 @@ def _is_plain(clip: Experience, gpu: str) -> bool:
 def _clip_s(clip: Experience) -> float | None:
     if clip.encode_s is None or clip.decode_s is None:
         return None
-    return clip.encode_s + clip.steps * median(clip.step_s) + clip.decode_s
+    return clip.encode_s + clip.start_s + clip.steps * median(clip.step_s) + clip.decode_s
 
 
 def _by_other_lanes(work: Work, gpu: str, clips: Iterable[Experience]) -> Times | None:
     """As if the lane computed at the rates of the others on this GPU. None where there are too few to show a spread."""
     known = [clip for clip in clips if _is_plain(clip, gpu) and clip.step_tflop]
-    encode_s = [clip.encode_s for clip in known if clip.encode_s is not None]
+    encode_s = [clip.encode_s + clip.start_s for clip in known if clip.encode_s is not None]
     decode_s = [clip.decode_s * _pixels(work, clip) for clip in known if clip.decode_s is not None]
     if len({clip.lane_id for clip in known}) < LANES_FOR_A_SPREAD or not encode_s or not decode_s:
         return None

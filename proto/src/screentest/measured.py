@@ -41,7 +41,8 @@ class Experience:
 
     gpu: as the driver says it. steps: of a whole clip. step_tflop: 1e12 operations of one step. memory_cap_gib: what
     torch was allowed, None = all there is. clips: completed ones. step_s: of each of the last ones, the median of its
-    steps. encode_s, decode_s: the last clip's phases. load_s: by kind of weights, the last load; a build counts as one.
+    steps. encode_s, decode_s: the last clip's phases; start_s: what its denoising took beside the steps, such as the
+    choice of kernels in the first one. load_s: by kind of weights, the last load; a build counts as one.
     held_bytes: by phase, the peak that torch held, in the clip where that was least: known to suffice. tensor_bytes: by
     phase, what tensors took of it. energy_wh: of a whole clip, on average. None or empty = not known. is_unified: host
     and device share their memory.
@@ -57,6 +58,7 @@ class Experience:
     step_tflop: Number | None = None
     memory_cap_gib: Number | None = None
     encode_s: Number | None = None
+    start_s: Number = 0.0
     decode_s: Number | None = None
     load_s: Mapping[str, Number] = field(default_factory=dict)
     held_bytes: Mapping[str, int] = field(default_factory=dict)
