@@ -1,7 +1,7 @@
 """Run by test_runner_rungs.py in the model environment: a lane at one of its rungs, many of them in one process.
 
 stdin: a JSON list of {lane, rung, generate, other, unified_memory}; `other` is a Generate of another prompt or
-keyframe. argv[1]: the cache of miniatures. Last line of stdout: a JSON list of what came out.
+keyframe. argv[1]: the cache of miniatures. argv[2]: the device. Last line of stdout: a JSON list of what came out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from screentest_runner.progress import AttemptProgress
 from screentest_runner.protocol import FailureClass, Generate, Load, RunnerReply, StepDone, parse
 
 
-def clips_at_rung(asked: dict[str, Any], cache_dir: str) -> dict[str, Any]:
+def clips_at_rung(asked: dict[str, Any], cache_dir: str, device: str) -> dict[str, Any]:
     """Two clips of one request on a warm pipeline, with a cancelled attempt of another prompt between them."""
     lane = asked["lane"]
     adapter = ADAPTERS[lane["pipeline"]["adapter"]](lane)
@@ -30,16 +30,18 @@ def clips_at_rung(asked: dict[str, Any], cache_dir: str) -> dict[str, Any]:
             cache_dir=cache_dir,
             unified_memory=asked["unified_memory"],
         ),
-        "cpu",
+        device,
     )
     first = clip_of(adapter, request(asked["generate"]))
-    held_between = encoder_bytes(adapter)
+    held_between, on_device = encoder_bytes(adapter), [device_bytes(device)]
     cancel_after_a_step(adapter, request(asked["other"]))
+    on_device.append(device_bytes(device))
     second = clip_of(adapter, request(asked["generate"]))
     return {
         "shape": first["shape"],
         "digests": [first["digest"], second["digest"]],
         "encoder_bytes_between": held_between,
+        "device_bytes": on_device,
     }
 
 
@@ -69,6 +71,19 @@ def cancel_after_a_step(adapter: Any, generate: Generate) -> None:
         raise AssertionError("the attempt was not cancelled")
 
 
+def device_bytes(device: str) -> int | None:
+    """Bytes of all tensors on the device; None on a cpu."""
+    if device == "cpu":
+        return None
+    import gc
+
+    import torch
+
+    gc.collect()  # the exception of a cancelled attempt holds the tensors of its frames
+    torch.cuda.synchronize()
+    return int(torch.cuda.memory_allocated())
+
+
 def encoder_bytes(adapter: Any) -> int:
     """Bytes of all parameters of the text and image encoders, in host or device memory."""
     encoders = [part for name, part in adapter._pipe.components.items() if "encoder" in name and part is not None]
@@ -79,7 +94,7 @@ def main() -> None:
     results = []
     for asked in json.load(sys.stdin):
         print(asked["lane"]["id"], asked["rung"], asked["unified_memory"], file=sys.stderr, flush=True)  # noqa: T201
-        results.append(clips_at_rung(asked, sys.argv[1]))
+        results.append(clips_at_rung(asked, sys.argv[1], sys.argv[2]))
     print(json.dumps(results))  # noqa: T201
 
 

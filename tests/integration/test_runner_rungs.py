@@ -79,7 +79,7 @@ def own_settings(lane: Lane) -> dict[str, Any]:
 def run(requests: list[dict[str, Any]], cache: Path) -> list[dict[str, Any]]:
     """One process, because imports cost four seconds."""
     result = subprocess.run(
-        [env_python("diffusers"), Path(__file__).with_name("rungs_in_one_process.py"), cache],
+        [env_python("diffusers"), Path(__file__).with_name("rungs_in_one_process.py"), cache, "cpu"],
         input=json.dumps(requests),
         env={**os.environ, "PYTHONPATH": str(RUNNER_SOURCE), "HF_HUB_OFFLINE": "1"},
         capture_output=True,
