@@ -495,7 +495,7 @@ async def test_idle_runner_retires(worker: Rig) -> None:
 
 
 async def test_sigterm_leaves_no_process_and_the_attempt_to_the_next_worker(worker: Rig) -> None:
-    spec = worker.spec(call={"work_s": 60.0, "steps": 60})
+    spec = worker.spec(call={"work_s": 40.0, "steps": 60})
     await worker.admit(spec)
     await worker.phase(spec, "denoising")
     runner = (await worker.started(spec)).runner
