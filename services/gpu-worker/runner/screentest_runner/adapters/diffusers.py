@@ -88,6 +88,8 @@ class DiffusersAdapter:
         self._memory = PhaseMemory(is_known=device != "cpu")
         if load.memory_cap_gib is not None and device != "cpu":
             cap_memory(load.memory_cap_gib)
+        if load.weights == "miniature":
+            torch.set_num_threads(1)  # on a cpu, sharing tiny layers out costs ten times what computing them does
         placement = Placement(load.rung, torch.device(device), is_unified=load.unified_memory)
         weights = self._weights(load, placement, torch.device(device))
         pipe = weights.pipe
