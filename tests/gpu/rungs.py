@@ -41,8 +41,6 @@ def keyframes(folder: Path) -> list[Path]:
 
 def asked(lane: Lane, rung: int, pictures: list[Path], *, unified: bool) -> dict[str, Any]:
     own = lane.defaults_for("miniature")
-    if lane.id == "ltx-2":  # its VAE pads by reflection, and half of its miniature size leaves one pixel of latents
-        own.update(width_px=128, height_px=128)
     requests = [
         Generate(
             attempt_id="a",

@@ -70,10 +70,7 @@ def request(lane: Lane, rung: int, prompt: str, keyframe: Path) -> dict[str, Any
 
 
 def own_settings(lane: Lane) -> dict[str, Any]:
-    own = {**lane.defaults_for("miniature"), "num_frames": lane.constraints.frames.nearest(FRAMES)}
-    if lane.id == "ltx-2":  # its VAE pads by reflection, and half of its miniature size leaves one pixel of latents
-        own.update(width_px=128, height_px=128)
-    return own
+    return {**lane.defaults_for("miniature"), "num_frames": lane.constraints.frames.nearest(FRAMES)}
 
 
 def run(requests: list[dict[str, Any]], cache: Path) -> list[dict[str, Any]]:
