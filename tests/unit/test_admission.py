@@ -134,7 +134,7 @@ def test_a_device_unproven_for_too_long_is_drained_naming_who_holds_it() -> None
     )
     assert admission.drain_reason(dirty, admission.DRAIN_AFTER_S - 0.1) == ""
     told = admission.drain_reason(dirty, admission.DRAIN_AFTER_S)
-    assert told == "the lock is held by pid 77 for 60 s (pid 77 python, pid 88)"
+    assert told == "not clean for 60 s: the lock is held by pid 77; also seen: pid 88"
 
 
 def test_a_clean_device_is_never_drained() -> None:

@@ -90,8 +90,10 @@ def drain_reason(proof: Proof, unproven_s: float, drain_after_s: float = DRAIN_A
     """Why the device must be drained now; empty while it is clean or may still become so."""
     if proof.clean or unproven_s < drain_after_s:
         return ""
-    processes = ", ".join(f"pid {item.pid} {item.command}".strip() for item in (*proof.lock_holders, *proof.processes))
-    return f"{proof.reason} for {unproven_s:.0f} s{f' ({processes})' if processes else ''}"
+    seen = (*proof.lock_holders, *proof.processes)
+    untold = [f"pid {item.pid} {item.command}".strip() for item in seen if f"pid {item.pid}" not in proof.reason]
+    also = f"; also seen: {', '.join(untold)}" if untold else ""
+    return f"not clean for {unproven_s:.0f} s: {proof.reason}{also}"
 
 
 def _rank(item: Candidate, slot: Slot) -> tuple[int, bool, tuple[int, int]]:

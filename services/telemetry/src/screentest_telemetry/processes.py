@@ -18,6 +18,8 @@ from screentest.kit import clock
 from screentest.records import Process
 
 PROC = Path("/proc")
+# `<supervisor's pid>@<lock file>`, in the environment of a runner and of what it forks: set by screentest_worker.
+RUNNER_VARIABLE = b"SCREENTEST_RUNNER_OF="
 # Source: include/uapi/linux/nsfs.h PID_NS_INIT_INO; the namespace that sees every process of the host.
 HOST_PID_NAMESPACE = "pid:[4026531836]"
 
@@ -200,6 +202,49 @@ def namespace_pids(pid: int) -> tuple[int, ...]:
     return next((tuple(map(int, line.split()[1:])) for line in lines if line.startswith("NSpid:")), ())
 
 
+def strays(lock: Path) -> tuple[Process, ...]:
+    """What runners of this lock left behind when their supervisor died: it may compute on with the lock closed.
+
+    A supervisor that lives inherits what its runners fork, and ends it; so the parent tells the two apart.
+    Processes whose environment we may not read are left out.
+    """
+    supervisors = {pid: found for pid in _pids() if (found := _supervisor(pid, lock)) is not None}
+    parents = {pid: _parent(pid) for pid in supervisors}
+    lost = []
+    for pid, supervisor in supervisors.items():
+        top = pid
+        while parents[top] in supervisors:
+            top = parents[top]
+        if namespace_pids(parents[top])[-1:] != (supervisor,) and (process := clock.process_of(pid)) is not None:
+            lost.append(process)
+    return tuple(lost)
+
+
+def _pids() -> Iterator[int]:
+    return (int(folder.name) for folder in PROC.iterdir() if folder.name.isdigit())
+
+
+def _supervisor(pid: int, lock: Path) -> int | None:
+    """The supervisor's pid, as its own namespace numbers it; None for a process that is no runner of this lock."""
+    try:
+        environment = (PROC / str(pid) / "environ").read_bytes()
+    except OSError:
+        return None
+    values = (
+        item.removeprefix(RUNNER_VARIABLE) for item in environment.split(b"\0") if item.startswith(RUNNER_VARIABLE)
+    )
+    number, _, path = next(values, b"").partition(b"@")
+    return int(number) if path == os.fsencode(lock.absolute()) and number.isdigit() else None
+
+
+def _parent(pid: int) -> int:
+    """0 when the process is gone."""
+    try:
+        return int((PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return 0
+
+
 def sees_every_process() -> bool:
     """Whether we are in the host's PID namespace; in another one NVML may show an empty list (measured on an H200)."""
     try:
@@ -210,4 +255,8 @@ def sees_every_process() -> bool:
 
 def describe(processes: Iterable[Process]) -> str:
     """``pid 412 (python -m ...), pid 999``: for reasons that a person reads."""
-    return ", ".join(f"pid {p.pid}" + (f" ({p.command[:60]})" if p.command else "") for p in processes)
+    return ", ".join(f"pid {p.pid}" + (f" ({_on_one_line(p.command)})" if p.command else "") for p in processes)
+
+
+def _on_one_line(command: str, limit: int = 60) -> str:
+    return " ".join(command.split())[:limit]
