@@ -4,7 +4,7 @@ Through the whole stack on a real GPU: a lane at full size with random weights i
 denoising; then a stranger is started on the GPU, a job is submitted, and the GPU must be drained with the stranger's
 pid in the reason. Started by hand on a GPU host:
 
-    .venv/bin/python bench/gpu_release.py --lane cogvideox-5b --kills 5
+    .venv/bin/python bench/gpu_release.py --lane skyreels-v2-df-14b-540p --kills 5
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ PATIENCE_S = 300.0
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--lane", default="cogvideox-5b", help="a lane that holds 40 GiB when resident")
+    parser.add_argument("--lane", default="skyreels-v2-df-14b-540p", help="a lane that holds 40 GiB when resident")
     parser.add_argument("--kills", type=int, default=5, help="at least two")
     parser.add_argument("--env-python", type=Path, default=local_stack.ROOT / ".venvs" / "diffusers" / "bin" / "python")
     asked = parser.parse_args()
@@ -108,7 +108,9 @@ def _kill_each_attempt(client: Client, lane_id: str, kills: int) -> list[dict[st
                 os.kill(pid, signal.SIGKILL)
                 done.append({"held_gib": None if held is None else round(held / GIB, 1), **_until_clean(client)})
                 print(f"kill {len(done)}: {done[-1]}", flush=True)
-            case JobEvent(body=AttemptEnded(outcome=outcome), stamp=stamp) if done:
+            case JobEvent(body=AttemptEnded(outcome=outcome), stamp=stamp):
+                if runner is not None:  # it was not ours to end
+                    raise RuntimeError(f"an attempt ended by itself: {outcome.failure_class}: {outcome.cause}")
                 done[-1]["kill_to_attempt_ended_s"] = _seconds(killed_at_ns, stamp)
                 done[-1]["failure_class"] = outcome.failure_class
             case _:
@@ -127,7 +129,6 @@ def _until_clean(client: Client) -> dict[str, Any]:
             return {
                 "kill_to_clean_s": round(time.monotonic() - began, 4),
                 "method": proof.method,
-                "used_when_clean_gib": _gib(_used_bytes(client)),
             }
         time.sleep(POLL_S)
     raise TimeoutError(f"not clean after {PATIENCE_S:.0f} s: {_device(client)}")
@@ -175,10 +176,6 @@ def _is_seen(client: Client, pid: int) -> bool:
 def _used_bytes(client: Client) -> int | None:
     samples = [sample for batch in client.list_vitals(last_s=3) for sample in batch.gpu_samples]
     return samples[-1].memory_used_bytes if samples else None
-
-
-def _gib(count: int | None) -> float | None:
-    return None if count is None else round(count / GIB, 1)
 
 
 def _seconds(since_ns: int, stamp: Stamp) -> float:
