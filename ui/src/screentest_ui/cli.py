@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from screentest.errors import BadRequest, ScreentestError
-from screentest_ui import cli_fleet, cli_models, cli_rehearse, cli_restore, cli_stack, cli_sweeps
+from screentest_ui import cli_fleet, cli_lanes, cli_models, cli_rehearse, cli_restore, cli_stack, cli_sweeps
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -35,7 +35,6 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("events", cli_sweeps.events),
     ("preflight", cli_sweeps.preflight),
     ("rehearse", cli_rehearse.rehearse),
-    ("lanes", cli_fleet.lanes),
     ("gpus", cli_fleet.gpus),
     ("undrain", cli_fleet.undrain),
     ("restore", cli_restore.restore),
@@ -81,6 +80,21 @@ def _exiting(verb: Callable[..., int | None]) -> Callable[..., None]:
 
 for _name, _verb in _VERBS:
     app.command(_name)(_exiting(_verb))
+
+_lanes = typer.Typer(
+    help="The catalogue of lanes; `doctor` examines its files.", invoke_without_command=True, no_args_is_help=False
+)
+
+
+@_lanes.callback()
+def _list_lanes(context: typer.Context, weights_dir: cli_lanes.WeightsDir = None, json: cli_lanes.Json = False) -> None:
+    """List the lanes: licence, size, weights on this machine, smallest card; with a stack, who serves them."""
+    if context.invoked_subcommand is None:
+        _exiting(cli_lanes.lanes)(weights_dir, json)
+
+
+_lanes.command("doctor")(_exiting(cli_lanes.doctor))
+app.add_typer(_lanes, name="lanes")
 
 _models = typer.Typer(help="The published weights of the lanes, on this machine.", no_args_is_help=True)
 for _name, _verb in _MODELS_VERBS:

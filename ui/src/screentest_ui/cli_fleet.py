@@ -1,4 +1,4 @@
-"""lanes, gpus, undrain: what can run, and where."""
+"""gpus, undrain: where jobs run."""
 
 from __future__ import annotations
 
@@ -6,21 +6,11 @@ from typing import Annotated
 
 import typer
 
-from screentest.records import DeviceView, LaneView
+from screentest.records import DeviceView
 from screentest_ui import printing
 from screentest_ui.connection import connect
 
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
-
-
-def lanes(json: Json = False) -> None:
-    """List the lanes: what they are, and whether a worker serves them."""
-    with connect() as client:
-        listed = client.list_lanes()
-    if json:
-        printing.as_json(listed)
-        return
-    printing.print_table(("Lane", "Title", "Task", "Env", "Licence", "B", "Worker", "Queued"), map(_lane, listed))
 
 
 def gpus(json: Json = False) -> None:
@@ -45,22 +35,6 @@ def undrain(
         printing.as_json(view)
     else:
         printing.say(f"{view.host}/{view.device} takes jobs again")
-
-
-def _lane(lane: LaneView) -> tuple[str, ...]:
-    worker = ("warm" if lane.runner_warm else "alive") if lane.worker_alive else "none"
-    billions = "" if lane.parameters_b is None else f"{lane.parameters_b:g}"
-    licence = lane.licence + (" (gated)" if lane.gated else "")
-    return (
-        lane.lane_id,
-        lane.lane_title,
-        lane.task.value.upper(),
-        lane.env,
-        licence,
-        billions,
-        worker,
-        str(lane.queued),
-    )
 
 
 def _device(view: DeviceView) -> tuple[str, ...]:
