@@ -26,7 +26,10 @@ _FIXES: Final = {
     FailureClass.BAD_KWARGS: "correct [parameters] or [call] in the lane file",
     FailureClass.LAYOUT: "fetch the weights again: files are missing or of another pipeline",
     FailureClass.CHANNELS: "use a keyframe in RGB and weights of the lane's own task",
-    FailureClass.CONDITIONING: "use another keyframe or size; the pipeline cannot pair it with the prompt",
+    FailureClass.CONDITIONING: (
+        "of a tokenizer or text encoder, mend what the cause names in the lane file or fetch the weights again; of a "
+        "keyframe, use another one or another size"
+    ),
     FailureClass.NAN: "use float32 for the VAE or another dtype in the lane file, then retry",
     FailureClass.TRUNCATED: "ask for a legal number of frames; the pipeline returned another count",
     FailureClass.UNDECODABLE: "retry; if it comes again, check the disk below the state directory",
