@@ -41,7 +41,7 @@ class SupervisorStandIn:
         self.children: list[ChildStandIn] = []
         self.survivors = 0
 
-    def start_runner(self, *, lock_fd: int, gpu_uuid: str | None) -> ChildStandIn:
+    def start_runner(self, *, lock_fd: int, lock_path: Path, gpu_uuid: str | None) -> ChildStandIn:
         self.children.append(ChildStandIn(len(self.children) + 1))
         return self.children[-1]
 

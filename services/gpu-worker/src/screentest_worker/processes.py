@@ -26,6 +26,10 @@ KILL_WITHIN_S = 5.0  # a process in uninterruptible sleep outlives SIGKILL; long
 # Every process we start carries it, and so do its descendants: the only trace an orphan of a dead worker has.
 TAG_VARIABLE = "SCREENTEST_CHILD_OF"
 
+# A runner and what it forks carry `<our pid>@<lock file>`: telemetry knows by it what outlived its supervisor on a
+# device, also when it has closed the lock (screentest_telemetry.processes reads it).
+RUNNER_VARIABLE = "SCREENTEST_RUNNER_OF"
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:

@@ -94,7 +94,8 @@ class RunnerSlot:
             if self._runner is not None:
                 await self._end("it died unnoticed", dump_first=False)
             with gpu_lock.opened(self._lock_dir, facts.lock_name) as lock_fd:
-                child = self._supervisor.start_runner(lock_fd=lock_fd, gpu_uuid=facts.gpu_uuid)
+                lock_path = self._lock_dir / facts.lock_name
+                child = self._supervisor.start_runner(lock_fd=lock_fd, lock_path=lock_path, gpu_uuid=facts.gpu_uuid)
             process = child.process
             if process is None:
                 raise OSError(f"the runner died at once with status {child.returncode}; read {child.log_path.name}")

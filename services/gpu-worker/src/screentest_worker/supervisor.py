@@ -34,7 +34,8 @@ HELPER_LOG_BYTES = 1 << 20  # then their log begins anew
 REQUEST_PIPE_BYTES = 1 << 20  # a lane with its components is 20 KB; a busy runner may not read for a while
 
 # What a child may see of our environment. Everything else stays here: no address, no password, no key.
-PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF")
+# The last one marks what belongs to a local stack: `screentest down` finds by it what outlived its worker.
+PASSED_ON = ("PATH", "LD_LIBRARY_PATH", "LANG", "TZ", "OMP_NUM_THREADS", "PYTORCH_ALLOC_CONF", "SCREENTEST_STACK")
 
 
 class Kind(StrEnum):
@@ -157,12 +158,12 @@ class Supervisor:
         self._surroundings = surroundings
         self._children: dict[int, Child] = {}
 
-    def start_runner(self, *, lock_fd: int, gpu_uuid: str | None) -> Child:
+    def start_runner(self, *, lock_fd: int, lock_path: Path, gpu_uuid: str | None) -> Child:
         """Raises OSError when the model env's python cannot be started."""
         return self._start(
             Kind.RUNNER,
             (str(self._surroundings.env_python), "-m", "screentest_runner"),
-            {"CUDA_VISIBLE_DEVICES": gpu_uuid or ""},
+            {"CUDA_VISIBLE_DEVICES": gpu_uuid or "", processes.RUNNER_VARIABLE: f"{os.getpid()}@{lock_path}"},
             lock_fd=lock_fd,
         )
 

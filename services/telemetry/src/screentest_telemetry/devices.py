@@ -12,7 +12,7 @@ import structlog
 
 from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock
-from screentest.records import CommandReply, DeviceFacts, DeviceFault, GpuInfo, Process, Proof, ProofRequest
+from screentest.records import CommandReply, DeviceFacts, DeviceFault, GpuInfo, Process, Proof, ProofKind, ProofRequest
 from screentest_telemetry import processes, proofs
 from screentest_telemetry.faults import Faults
 from screentest_telemetry.nvml import DeviceProcess, DriverThread, Nvml
@@ -59,7 +59,7 @@ class Device(Protocol):
 
 
 class CpuDevice:
-    """The slot of a machine without GPU. Its proof is the lock and the registered runners."""
+    """The slot of a machine without GPU. Its proof is the lock, the registered runners and what they left behind."""
 
     def __init__(self, name: DeviceName, host: str, lock_dir: Path, registry: Registry) -> None:
         self.name = name
@@ -85,7 +85,10 @@ class CpuDevice:
 
     async def prove(self, request: ProofRequest) -> Proof:
         runners = alive_runners(self._registry, self.name)
-        return prove(_located(request), _observe_lock(self._locks, self._lock, runners), method="proc")
+        seen = _observe_lock(self._locks, self._lock, runners)
+        if request.kind is ProofKind.HANDOVER:  # without a driver's list of processes
+            seen = replace(seen, processes=_merge(processes.strays(self._lock), runners))
+        return prove(_located(request), seen, method="proc")
 
 
 class GpuDevice:
