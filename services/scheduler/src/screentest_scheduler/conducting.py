@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Iterable
+import itertools
+from collections.abc import Awaitable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import structlog
@@ -57,6 +58,9 @@ CANCEL_EVERY_S = 2.0
 # The worker's stop ladder takes at most this long.
 RETIRE_TIMEOUT_S = 45.0
 CANCEL_TRIES = 50
+# Appends to different jobs that are on their way together: one after the other, the cancel of a sweep of 10,000 takes
+# longer than its caller waits, and nothing else is followed up meanwhile.
+AT_ONCE = 64
 # Phases of the holder in which the successor's interpreter may start: it takes seconds, decoding may take less.
 PREPARE_PHASES = frozenset({"denoising", "decoding"})
 # Phases in which the attempt no longer needs the device.
@@ -97,6 +101,7 @@ class Conductor:
         self._drain_after_s = drain_after_s
         self._consumers: set[tuple[str, str, str]] = set()
         self._completing: set[str] = set()
+        self._cancelling: set[asyncio.Future[int]] = set()
         self._changed = asyncio.Event()
         self._turns: dict[tuple[str, str], Turn] = {}
         self._cancel_sent_ns: dict[str, int] = {}
@@ -154,9 +159,11 @@ class Conductor:
             sweep_id = sweep.record.sweep_id
             if len(sweep.job_ids) != len(sweep.expected) and not self._journal.is_writing(sweep_id):
                 await self._guarded(self._journal.write_missing_jobs(sweep_id), sweep=sweep_id)
-        for entry in (*self._ledger.active_jobs(), *self._ledger.expiring_jobs()):
-            job_id = entry.spec.job_id
-            await self._guarded(self._follow_up(self._ledger.job(job_id), group), job=job_id)
+        entries = (*self._ledger.active_jobs(), *self._ledger.expiring_jobs())
+        for some in batched(dict.fromkeys(entry.spec.job_id for entry in entries)):
+            await asyncio.gather(
+                *(self._guarded(self._follow_up(self._ledger.job(job_id), group), job=job_id) for job_id in some)
+            )
         for sweep in self.settler.due():
             group.create_task(self.settler.settle(sweep))
         for place in self.places():
@@ -461,6 +468,20 @@ class Conductor:
             return True
         raise NotPossibleNow(f"job {job_id} changes too fast to cancel it; try again")
 
+    async def cancel_all(self, job_ids: Sequence[str], by: str) -> int:
+        """``cancel`` of many, some at a time; for how many a cancel was written now.
+
+        It goes on when its caller has given up: half a sweep would go on computing.
+        """
+        working = asyncio.ensure_future(self._cancel_all(job_ids, by))
+        self._cancelling.add(working)
+        working.add_done_callback(self._cancelling.discard)
+        return await asyncio.shield(working)
+
+    async def _cancel_all(self, job_ids: Sequence[str], by: str) -> int:
+        written = [await asyncio.gather(*(self.cancel(job_id, by) for job_id in some)) for some in batched(job_ids)]
+        return sum(map(sum, written))
+
     async def undrain(self, host: str, device: str, by: str) -> None:
         if not self._ledger.device(host, device).drained_reason:
             raise NotPossibleNow(f"{host}/{device} is not drained")
@@ -489,3 +510,10 @@ class Conductor:
     async def _withdraw(self, entry: Entry) -> None:
         spec = entry.spec
         await self._bus.withdraw(subjects.dispatch(spec.host, spec.device, spec.lane_id, spec.job_id, entry.attempt))
+
+
+def batched(job_ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """AT_ONCE of them at a time, in order."""
+    remaining = iter(job_ids)
+    while some := tuple(itertools.islice(remaining, AT_ONCE)):
+        yield some
