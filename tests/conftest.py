@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -18,14 +19,28 @@ from screentest_ui import ports, programs, servers
 FOLDERS = ("contract", "unit", "integration", "faults", "e2e")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "fault: named in tests/faults/README.md; `make faults` runs these")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast tests first: a broken rule shows in seconds, before a model is built or a browser started."""
+    faults = fault_tests()
+    for item in items:
+        if getattr(item, "originalname", item.name) in faults:
+            item.add_marker(pytest.mark.fault)
 
     def rank(item: pytest.Item) -> tuple[bool, int]:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         return item.get_closest_marker("slow") is not None, FOLDERS.index(folder)
 
     items.sort(key=rank)
+
+
+def fault_tests() -> frozenset[str]:
+    """The tests that the table of faults names."""
+    table = Path(__file__).parent / "faults" / "README.md"
+    return frozenset(re.findall(r"`(test_\w+)`", table.read_text()))
 
 
 class RunningServer:

@@ -34,6 +34,7 @@ from screentest.records import (
     Task,
     Weights,
 )
+from screentest.v1 import jobs_pb2
 from screentest_runner import protocol
 from screentest_worker import outcome
 from screentest_worker.consume import Action, decide
@@ -191,8 +192,16 @@ class TestOutcomes:
     @pytest.mark.parametrize("failure_class", list(protocol.FailureClass))
     def test_every_class_of_the_runner_is_one_of_the_contract(self, failure_class: protocol.FailureClass) -> None:
         found = outcome.from_reply(failure_class.value, "why", "denoising")
-        expected = "unclassified" if failure_class is protocol.FailureClass.LOST else failure_class.value
-        assert found.failure_class == expected
+        assert found.failure_class == failure_class.value
+
+    def test_every_failure_class_is_on_the_wire_and_has_a_fix(self) -> None:
+        named = {item.value for item in FailureClass}
+        on_the_wire = {name.removeprefix("FAILURE_CLASS_").lower() for name in jobs_pb2.FailureClass.DESCRIPTOR.values_by_name}
+        assert on_the_wire - {"unspecified"} == named == {item.value for item in protocol.FailureClass}
+        # A cancel wants no fix; a refusal says its own, from what it was refused for.
+        for failure_class in set(FailureClass) - {FailureClass.CANCELLED, FailureClass.PREFLIGHT_REFUSED}:
+            found = outcome.failed(failure_class, "why", "denoising")
+            assert found.fix and "\n" not in found.fix, failure_class
 
     def test_unknown_class_is_unclassified(self) -> None:
         assert outcome.from_reply("solar_flare", "why", "denoising").failure_class is FailureClass.UNCLASSIFIED

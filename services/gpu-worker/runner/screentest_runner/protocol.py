@@ -61,7 +61,6 @@ class FailureClass(StrEnum):
     TIMEOUT = "timeout"
     STALLED = "stalled"
     CRASHED = "crashed"
-    LOST = "lost"
     UNDECODABLE = "undecodable"
     ENCODE = "encode"
     UPLOAD = "upload"

@@ -13,7 +13,7 @@ _LEAVES_RUNNER_WARM: Final = frozenset(
     {FailureClass.BAD_KWARGS, FailureClass.PREFLIGHT_REFUSED, FailureClass.CONDITIONING}
 )
 
-# One line a person can act on; a class without one has no fix that is always right.
+# One line a person can act on. What refuses a job, or loses it to the machine, says its own; a cancel needs none.
 _FIXES: Final = {
     FailureClass.OOM_LOAD: "retry on a lower rung or a card with more memory; stop what else uses the GPU",
     FailureClass.OOM_ENCODE: "shorten the prompt, or retry on a lower rung",
@@ -35,6 +35,8 @@ _FIXES: Final = {
     FailureClass.UNDECODABLE: "retry; if it comes again, check the disk below the state directory",
     FailureClass.ENCODE: "read the log of the job; check the free space of the scratch disk",
     FailureClass.UPLOAD: "start the depot and retry; the clip is kept in the worker's spool folder 'undelivered'",
+    FailureClass.INFRASTRUCTURE: "read the worker's log; the scheduler tries it again while its budget lasts",
+    FailureClass.UNCLASSIFIED: "read the log of the job: it ends with the exception; then retry",
     FailureClass.GPU_FAULT: "read the kernel log for Xid errors; reset the GPU before the next job",
 }
 
@@ -139,7 +141,7 @@ def not_proven(device: str, seconds: float, why: str) -> Outcome:
 def lost(phase: str | None) -> Outcome:
     """A started attempt came again and nothing of it is left."""
     during = f"during {phase}" if phase else "in an unknown phase"
-    return infrastructure(f"worker died {during}", phase or "", "nothing to do: the scheduler tries again")
+    return infrastructure(f"worker died {during}", phase or "")
 
 
 def from_probe(spec: JobSpec, facts: ClipFacts) -> Outcome | None:
