@@ -13,7 +13,9 @@ def forward_tflop(cost: Cost, shape: Shape, *, guided: bool = True) -> float:
     t = (shape.num_frames - 1) // cost.token.frames + 1
     a = (shape.width_px // cost.token.width_px) * (shape.height_px // cost.token.height_px)
     count = cost.tflop
-    one = count.constant + count.tokens * t * a + count.spatial * t * a**2 + count.temporal * t**2 * a
+    one = (
+        count.constant + count.frames * t + count.tokens * t * a + count.spatial * t * a**2 + count.temporal * t**2 * a
+    )
     one += count.joint * (t * a) ** 2
     return one * (2 if guided and _doubles(cost) == "batch" else 1)
 

@@ -411,15 +411,14 @@ def _load_s(lane: Lane, rung: str, gpu: str, weights: Weights, clips: Iterable[E
 
 
 def _energy_wh(work: Work, gpu: str, clips: Iterable[Experience]) -> float | None:
-    """By the operations, as this lane's clips on this very GPU took it, else as other lanes' did."""
-    per_tflop = [
-        (clip.lane_id == work.lane.id, clip.energy_wh / (clip.steps * clip.step_tflop))
-        for clip in clips
-        if clip.gpu == gpu and clip.energy_wh is not None and clip.step_tflop
-    ]
-    own = [wh for is_own, wh in per_tflop if is_own]
-    used = own or [wh for _, wh in per_tflop]
-    return fmean(used) * work.steps * work.step_tflop if used else None
+    """By the operations, as this lane's clips at this rung on this very GPU took it; else as the lane's at any rung
+    did, else as other lanes'.
+    """
+    known = [clip for clip in clips if clip.gpu == gpu and clip.energy_wh is not None and clip.step_tflop]
+    own = [clip for clip in known if clip.lane_id == work.lane.id]
+    used = [clip for clip in own if memory.is_placed_as(work.lane, clip, work.rung)] or own or known
+    per_tflop = [clip.energy_wh / (clip.steps * clip.step_tflop) for clip in used if clip.energy_wh and clip.step_tflop]
+    return fmean(per_tflop) * work.steps * work.step_tflop if per_tflop else None
 
 
 # --- ranges -----------------------------------------------------------------------------------------------------------

@@ -153,10 +153,12 @@ class Token:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tflop:
     """1e12 floating point operations of one forward of batch 1, in T latent frames of A tokens each:
-    constant + tokens T A + spatial T A^2 + temporal T^2 A + joint T^2 A^2. Zero where an architecture has no such term.
+    constant + frames T + tokens T A + spatial T A^2 + temporal T^2 A + joint T^2 A^2. Zero where an architecture has no
+    such term.
     """
 
     constant: Number = 0.0
+    frames: Number = 0.0
     tokens: Number = 0.0
     spatial: Number = 0.0
     temporal: Number = 0.0

@@ -290,34 +290,50 @@ def _computed(lane: Lane, rung: Rung, shape: Shape, clips: list[Experience], uni
     weights = _weights(lane, clips)
     if not sources or weights is None:
         return None
-    phases = [_phase_bytes(lane, rung, phase, shape, sources, weights, unified) for phase in PHASES]
+    phases = [_phase(lane, rung, phase, shape, sources, weights, unified) for phase in PHASES]
     known = [found for found in phases if found is not None]
     if len(known) < len(phases):
         return None
-    tensors = max(known)
     nearest = min(sources, key=lambda source: source.slack_bytes)
-    slack = int(nearest.slack_bytes * shape.pixels / nearest.clip.shape.pixels)
+    slack = _slack_share(lane, nearest, weights)
+    held = max(found.weights_bytes + int(found.activations_bytes * (1 + slack)) for found in known)
     return Peak(
-        likely_bytes=tensors + slack,
-        least_bytes=tensors + slack,
-        tensor_bytes=tensors,
+        likely_bytes=held,
+        least_bytes=held,
+        tensor_bytes=max(found.weights_bytes + found.activations_bytes for found in known),
         is_measured=False,
         basis=f"computed from rung {nearest.clip.rung!r} measured on {nearest.clip.gpu}",
     )
 
 
-def _phase_bytes(
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Phase:
+    """What tensors take in a phase."""
+
+    weights_bytes: int
+    activations_bytes: int
+
+
+def _phase(
     lane: Lane, rung: Rung, phase: str, shape: Shape, sources: list[_Source], weights: _Weights, unified: bool
-) -> int | None:
-    """What tensors take in a phase. None where no source knows it."""
+) -> _Phase | None:
+    """None where no source knows it."""
     found = [
         activations
         for source in sources
         if _is_alike(lane, source.rung, rung, phase)
         and (activations := _activations(lane, source, weights, phase, shape)) is not None
     ]
+    if not found:
+        return None
     # a streamed rung also holds what is on its way, so the smaller one is nearer to what the phase itself needs
-    return weights.on_device(rung, phase, unified) + min(found) if found else None
+    return _Phase(weights_bytes=weights.on_device(rung, phase, unified), activations_bytes=min(found))
+
+
+def _slack_share(lane: Lane, source: _Source, weights: _Weights) -> float:
+    """What torch held over the tensors, as a share of the activations: they come and go and leave gaps, weights lie."""
+    of_phases = [_activations(lane, source, weights, phase, source.clip.shape) for phase in PHASES]
+    return source.slack_bytes / max(1, *(found for found in of_phases if found is not None))
 
 
 def _is_alike(lane: Lane, rung: Rung, other: Rung, phase: str) -> bool:

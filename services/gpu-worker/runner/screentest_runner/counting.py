@@ -14,7 +14,6 @@ import inspect
 import sys
 import tomllib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from screentest_runner import full_random, miniature
 from screentest_runner.adapters import ADAPTERS, placement
 from screentest_runner.adapters.diffusers import attributes_of, set_attributes
 
-TERMS = ("constant", "tokens", "spatial", "temporal", "joint")
+TERMS = ("constant", "frames", "tokens", "spatial", "temporal", "joint")
 NEGLIGIBLE = 1e-3  # share of a term in any counted shape, below which the architecture has none such
 TOLERANCE = 5e-3  # of every counted shape against the polynomial; an UNet has levels that no single term follows
 
@@ -144,18 +143,18 @@ def coefficients(lane: dict[str, Any]) -> dict[str, float]:
 
 
 def _terms(t: int, a: int) -> list[float]:
-    return [1.0, t * a, t * a**2, t**2 * a, (t * a) ** 2]
+    return [1.0, t, t * a, t * a**2, t**2 * a, (t * a) ** 2]
 
 
 def shapes(lane: Mapping[str, Any]) -> list[Shape]:
-    """Legal shapes to count: three frame counts at a small size, one at two larger ones, the lane's own shape last."""
+    """Legal shapes to count: three frame counts at a small size, two at two larger ones, the lane's own shape last."""
     rule, own = lane["constraints"]["frames"], lane["defaults"]
     multiple, plus = rule["multiple"], rule["plus"][-1]
     few, some, many = [plus + multiple * step for step in (2, 4, 7)] if multiple > 1 else [4, 9, 16]
     step_px = lane["constraints"]["size_multiple_px"]
     unit = -(-192 // step_px) * step_px
     small, wide, square = (unit, unit), (2 * unit, unit), (2 * unit, 2 * unit)
-    chosen = [(small, few), (small, some), (small, many), (wide, some), (square, few)]
+    chosen = [(small, few), (small, some), (small, many), (wide, some), (wide, many), (square, few), (square, some)]
     found = [Shape(width_px=w, height_px=h, num_frames=count) for (w, h), count in chosen]
     return [*found, Shape(width_px=own["width_px"], height_px=own["height_px"], num_frames=own["num_frames"])]
 
@@ -167,8 +166,8 @@ def _part(name: str, part: Mapping[str, Any], lane: dict[str, Any], pipeline_cla
     """A component as the pipeline needs it to get to its denoiser."""
     import torch
 
-    if "vae" in name:
-        return miniature.make(name, part, lane, pipeline_class)
+    if name == "vae" and lane["task"] == "i2v":
+        return miniature.make(name, part, lane, pipeline_class)  # it encodes the keyframe
     made = full_random.make_empty(name, part, lane, pipeline_class)
     if isinstance(made, torch.nn.Module):
         _take_values(made.eval())
@@ -268,17 +267,28 @@ def _without_values(value: Any, mode: Any) -> Any:
     return value
 
 
-@contextmanager
-def _everything_selected() -> Iterator[None]:
-    """What a mask selects has no shape without the mask's values; a full prompt fills it (Mochi's attention)."""
+def _everything_selected() -> Any:
+    """A mode in which masks select everything: what they select has no shape without their values. A full prompt does
+    fill its mask (Mochi), and where what is left out is appended at the end (HunyuanVideo 1.5) the sum is the same.
+    """
     import torch
+    from torch.overrides import TorchFunctionMode
 
-    nonzero = torch.nonzero
-    torch.nonzero = lambda mask, **_: torch.arange(mask.numel()).unsqueeze(1)  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        torch.nonzero = nonzero
+    class EverythingSelected(TorchFunctionMode):
+        def __torch_function__(self, called: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if called is torch.nonzero:
+                return torch.arange(args[0].numel()).unsqueeze(1)
+            if called is torch.Tensor.__bool__:
+                return True
+            if called is torch.Tensor.__getitem__ and getattr(args[1], "dtype", None) is torch.bool:
+                values = args[0].flatten(0, args[1].ndim - 1)
+                return values[:0] if getattr(args[1], "is_inverse", False) else values
+            result = called(*args, **(kwargs or {}))
+            if called is torch.Tensor.__invert__:
+                result.is_inverse = True
+            return result
+
+    return EverythingSelected()
 
 
 def _batch(caught: _CallCaught) -> int:
