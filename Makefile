@@ -20,8 +20,8 @@ ENV_STAMPS := $(ENVS:%=.venvs/%/.installed)
 
 # Typed strictly: the contract, the pure modules of the services, and the command line.
 TYPED := proto/src/screentest \
-	$(addprefix services/scheduler/src/screentest_scheduler/,admission.py followups.py forecast.py ladder.py lessons.py \
-		planning.py transitions.py) \
+	$(addprefix services/scheduler/src/screentest_scheduler/,admission.py archiving.py followups.py forecast.py ladder.py \
+		lessons.py planning.py transitions.py) \
 	$(addprefix services/gpu-worker/src/screentest_worker/,admission.py device_memory.py findings.py outcome.py \
 		pipeline_call.py pipeline_rules.py preflight.py rung.py signature.py tensor_header.py weights_folder.py weights_layout.py) \
 	$(addprefix services/reporter/src/screentest_reporter/,model_table.py vitals.py energy.py) \
