@@ -220,3 +220,27 @@ def as_links(folder: Path) -> None:
         target = blobs / f"{number:04}"
         file.rename(target)
         file.symlink_to(target)
+
+
+# ---- what only a load or a clip shows
+
+
+def zero_text_embedding(folder: Path) -> None:
+    """What early releases of transformers 5 made of UMT5."""
+    _fill(weights_file(folder / "text_encoder"), ("shared.weight", "encoder.embed_tokens.weight"), b"\x00")
+
+
+def not_a_number(folder: Path) -> None:
+    """All bits set is not a number in every float dtype."""
+    _fill(weights_file(denoiser(folder)), ("patch_embedding.weight",), b"\xff")
+
+
+def _fill(file: Path, names: tuple[str, ...], byte: bytes) -> None:
+    data = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(bytes(data[8:start]))
+    for name in names:
+        if name in header:
+            begin, end = header[name]["data_offsets"]
+            data[start + begin : start + end] = byte * (end - begin)
+    file.write_bytes(bytes(data))

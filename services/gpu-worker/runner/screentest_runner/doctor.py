@@ -99,11 +99,7 @@ class Hands:
         import diffusers
 
         kind = getattr(diffusers, class_name)
-        return {
-            "init": _method(kind.__init__),
-            "call": _method(kind.__call__),
-            "optional_components": list(kind._optional_components),
-        }
+        return signature_of(kind)
 
     def build(self, *, lane: dict[str, Any], cache_dir: str, instead: str | None) -> Answer:
         """Make the miniature where a load looks for it. instead: a folder that stands there in its place."""
@@ -197,6 +193,15 @@ class Hands:
             noise = np.random.default_rng(number).integers(0, 256, (height_px, width_px, 4), np.uint8)
             Image.fromarray(noise, "RGBA").save(path)
         return path
+
+
+def signature_of(pipeline_class: Any) -> Answer:
+    """Its `__init__`, its `__call__`, and the components that may be None."""
+    return {
+        "init": _method(pipeline_class.__init__),
+        "call": _method(pipeline_class.__call__),
+        "optional_components": list(pipeline_class._optional_components),
+    }
 
 
 def _method(function: Any) -> Answer:

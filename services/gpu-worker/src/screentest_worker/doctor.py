@@ -62,6 +62,7 @@ class Examination:
         self._child: ModelEnv | None = None
         self._deadline = time.monotonic() + clinic.limit_s
         self._lane: Lane | None = None
+        self._frames_are_right = True
 
     def findings(self) -> Iterator[Finding]:
         """Ends early where nothing after a fault could be true."""
@@ -152,7 +153,9 @@ class Examination:
         yield self._steps(own, whole)
         reference = self._run(small)
         yield from self._parameters(reference)
-        yield self._frames_rule()
+        rule = self._frames_rule()
+        yield rule
+        self._frames_are_right = rule.status is trials.Status.OK
         yield from self._size_rule()
         yield trials.cancel(self._run(trials.cancelled(lane)))
         yield trials.repeat(reference, self._run(small))
@@ -189,6 +192,8 @@ class Examination:
 
     def _rungs(self) -> Iterator[Finding]:
         """Each rung in a runner of its own; on a cpu it saves nothing, but its hooks must fit."""
+        if not self._frames_are_right:  # every rung would only echo it
+            return
         for index in usable_rungs(self.lane, unified=False)[1:]:
             yield from self._rung(index, unified=False)
         releasing = next((i for i, rung in enumerate(self.lane.ladder) if rung.drop_text_encoders), None)
