@@ -23,7 +23,7 @@ from screentest_runner.adapters import ADAPTERS, placement
 from screentest_runner.adapters.diffusers import attributes_of, set_attributes
 
 TERMS = ("constant", "frames", "tokens", "spatial", "temporal", "joint")
-NEGLIGIBLE = 1e-3  # share of a term in any counted shape, below which the architecture has none such
+NEGLIGIBLE = 3e-4  # error of every counted shape, up to which fewer terms explain it as well
 TOLERANCE = 5e-3  # of every counted shape against the polynomial; an UNet has levels that no single term follows
 
 
@@ -126,20 +126,39 @@ def coefficients(lane: dict[str, Any]) -> dict[str, float]:
     points = [(tokens(lane, shape), counter.forward(shape)) for shape in shapes(lane)]
     rows = np.array([_terms(*point) for point, _ in points])
     counted = np.array([forward.tflop / forward.batch for _, forward in points])
-    # relative errors, or the largest shape alone would decide
-    weighted = rows / counted[:, None]
-    scale = weighted.max(axis=0)
-    used = [index for index in range(len(TERMS)) if scale[index] > 0]
-    while True:
-        solved = np.linalg.lstsq(weighted[:, used] / scale[used], np.ones(len(points)), rcond=None)[0] / scale[used]
-        shares = (solved * weighted[:, used]).max(axis=0)  # negative where the fit bends what is no such term
-        if shares.min() >= NEGLIGIBLE or len(used) == 1:
-            break
-        used.pop(int(shares.argmin()))
-    off = np.abs(rows[:, used] @ solved / counted - 1).max()
+    solved, off = _fewest_terms(rows / counted[:, None])
     if off > TOLERANCE:
         raise ValueError(f"lane {lane['id']!r}: a counted shape is {off:.2%} off the polynomial; see cost.token")
-    return {TERMS[index]: float(value) for index, value in zip(used, solved, strict=True)}
+    return {TERMS[index]: value for index, value in solved.items()}
+
+
+def _fewest_terms(shares: Any) -> tuple[dict[int, float], float]:
+    """Coefficients by term, and the largest error: of the terms that an architecture has, by leaving out one after the
+    other while the rest explains all shapes as well. shares: a row for each shape, its terms over what was counted, so
+    that all shapes weigh alike.
+    """
+    used = list(range(shares.shape[1]))
+    solved, off = _solved(shares, used)
+    while len(used) > 1:
+        rests = [[index for index in used if index != left_out] for left_out in used]
+        rest = min(rests, key=lambda chosen: _solved(shares, chosen)[1])
+        found, rest_off = _solved(shares, rest)
+        if rest_off > NEGLIGIBLE and solved.min() >= 0:
+            break
+        if rest_off > NEGLIGIBLE:  # a negative term only bends the others
+            rest = [index for index in used if index != used[int(solved.argmin())]]
+            found, rest_off = _solved(shares, rest)
+        used, solved, off = rest, found, rest_off
+    return dict(zip(used, map(float, solved), strict=True)), off
+
+
+def _solved(shares: Any, used: list[int]) -> tuple[Any, float]:
+    """Least squares of these terms alone, and its largest error."""
+    import numpy as np
+
+    scale = shares[:, used].max(axis=0)
+    solved = np.linalg.lstsq(shares[:, used] / scale, np.ones(len(shares)), rcond=None)[0] / scale
+    return solved, float(np.abs(shares[:, used] @ solved - 1).max())
 
 
 def _terms(t: int, a: int) -> list[float]:
