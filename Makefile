@@ -22,8 +22,9 @@ ENV_STAMPS := $(ENVS:%=.venvs/%/.installed)
 TYPED := proto/src/screentest \
 	$(addprefix services/scheduler/src/screentest_scheduler/,admission.py archiving.py followups.py forecast.py ladder.py \
 		lessons.py planning.py transitions.py) \
-	$(addprefix services/gpu-worker/src/screentest_worker/,admission.py device_memory.py findings.py outcome.py \
-		pipeline_call.py pipeline_rules.py preflight.py rung.py signature.py tensor_header.py weights_folder.py weights_layout.py) \
+	$(addprefix services/gpu-worker/src/screentest_worker/,admission.py device_memory.py doctor.py findings.py \
+		model_env.py outcome.py pipeline_call.py pipeline_rules.py preflight.py rung.py signature.py tensor_header.py \
+		trials.py weights_folder.py weights_layout.py) \
 	$(addprefix services/reporter/src/screentest_reporter/,model_table.py vitals.py energy.py) \
 	ui/src/screentest_ui
 
