@@ -256,6 +256,7 @@ class World:
     memory_free_bytes: int | None = None
     submitted: dict[str, SweepSpec] = field(default_factory=dict)
     artifacts: dict[str, str] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
     cancelled: list[str] = field(default_factory=list)
     retried: list[str] = field(default_factory=list)
     undrained: list[str] = field(default_factory=list)
@@ -335,7 +336,13 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         key = request.job_id or f"{request.sweep_id}/{request.name or 'index.html'}"
         url = _found(self.world.artifacts, key, "artifact")
         kind = ArtifactKind.CLIP if request.job_id else ArtifactKind.REPORT
-        artifact = Artifact(kind=kind, key=key, sha256="ab" * 32, size_bytes=20_480, content_type="video/mp4")
+        artifact = Artifact(
+            kind=kind,
+            key=key,
+            sha256=self.world.hashes.get(key, "ab" * 32),
+            size_bytes=20_480,
+            content_type="video/mp4",
+        )
         reply = scheduler_pb2.GetArtifactResponse(artifact=to_wire(artifact), url=url)
         reply.expires_at.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
         return reply

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import http.server
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -313,6 +317,24 @@ def test_a_sweep_that_is_over_shows_clips_failures_and_the_final_proof(world: Wo
     assert list(app.dataframe[0].value["Status"]) == ["completed", "failed"]
     app.button(key="retry").click().run()
     assert world.retried == ["bad"]
+
+
+def test_the_end_of_a_failed_jobs_log_is_on_the_page(world: World, tmp_path: Path) -> None:
+    text = "".join(f"line {number}\n" for number in range(1, 251))
+    (tmp_path / "log").write_text(text)
+    world.hashes = {"bad": hashlib.sha256(text.encode()).hexdigest()}
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as depot:
+        threading.Thread(target=depot.serve_forever, daemon=True).start()
+        world.add(job("bad", JobState.FAILED), settled=True)
+        world.artifacts = {"bad": f"http://127.0.0.1:{depot.server_address[1]}/log"}
+        app = opened("sweeps", sweep="night-tram")
+        assert app.code == []
+        app.toggle(key="log-bad").set_value(True).run()
+        (shown,) = healthy(app).code
+        depot.shutdown()
+    assert shown.value.splitlines()[:2] == ["… 50 lines before these", "line 51"]
+    assert shown.value.splitlines()[-1] == "line 250"
 
 
 def test_a_clip_that_the_depot_does_not_give_is_said_in_its_place(world: World) -> None:

@@ -9,6 +9,7 @@ from datetime import datetime
 from screentest.records import Sweep, Weights
 
 UNKNOWN = "unknown"
+LOG_LINES = 200
 RANDOM_WEIGHTS = "random weights"
 RANDOM_WEIGHTS_HELP = (
     "The weights are random: this sweep shows what runs, how long it takes and what it needs, "
@@ -38,6 +39,14 @@ def shortened(text: str, characters: int = 120) -> str:
     if len(line) <= characters:
         return line
     return line[:characters].rsplit(" ", 1)[0].rstrip(",.;:") + " …"
+
+
+def last_lines(text: str, lines: int = LOG_LINES) -> str:
+    """The end of a log; says how much stands before it."""
+    found = text.rstrip().splitlines()
+    left_out = len(found) - lines
+    kept = found[-lines:]
+    return "\n".join([f"… {counted(left_out, 'line')} before these", *kept] if left_out > 0 else kept)
 
 
 def duration(seconds: float | None) -> str:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from screentest.errors import NotFound
+from screentest.errors import NotFound, Unavailable
 from screentest.records import Job, Sweep
 from screentest_ui import panel_link
-from screentest_ui.panel_artifacts import links
+from screentest_ui.panel_artifacts import Link, fetched, links
 from screentest_ui.panel_clips import log_of, show_clips
 from screentest_ui.panel_jobs import jobs_of, now, show_job
 from screentest_ui.panel_queue import at_work, reasons, waiting
@@ -29,6 +29,7 @@ from screentest_ui.panel_text import (
     RANDOM_WEIGHTS,
     RANDOM_WEIGHTS_HELP,
     counted,
+    last_lines,
     moment,
     plain,
     shortened,
@@ -202,8 +203,20 @@ def show_endings(cards: Sequence[EndingCard]) -> None:
                     st.caption("tried again since")
                 elif st.button("Retry", key=f"retry-{card.job_id}", icon=":material/replay:"):
                     retry([card.job_id])
+            if card.has_log and st.toggle("Last lines of the log", key=f"log-{card.job_id}"):
+                show_log(logs[log_of(card.job_id)])
     if len(cards) > len(visible):
         st.caption(f"and {len(cards) - len(visible)} more: see the report.")
+
+
+def show_log(link: Link) -> None:
+    """The end of the runner's log as it lies in the depot, checked by its hash."""
+    try:
+        content = fetched(link)
+    except Unavailable as error:
+        st.warning(plain(str(error)), icon=":material/cloud_off:")
+        return
+    st.code(last_lines(content.decode(errors="replace")), language=None, wrap_lines=True)
 
 
 def cancel_sweep(sweep_id: str) -> None:
