@@ -50,6 +50,24 @@ down: install ## Stop the local stack; its state stays.
 test: install ## Run all tests (ARGS="-k name" for some).
 	$(BIN)/pytest $(ARGS)
 
+.PHONY: faults
+faults: install ## Run the fault suite, chaos with five seeds (tests/faults/README.md says what it holds).
+	SCREENTEST_CHAOS_SEEDS="$${SCREENTEST_CHAOS_SEEDS:-1 2 3 4 5}" $(BIN)/pytest -m fault $(ARGS)
+
+.PHONY: faults-long
+faults-long: install ## Kill workers and runners 200 times in stub sweeps, 10 times in miniature sweeps.
+	$(BIN)/python -m tests.faults.long $(ARGS)
+
+.PHONY: mutations
+mutations: install ## Break one guarantee at a time in a copy and show the test that notices.
+	$(BIN)/python -m tests.faults.mutate $(ARGS)
+
+# A history takes 7 ms: 100,000 of them 6 minutes on two cores.
+SEEDS ?= 100000
+.PHONY: histories
+histories: bootstrap ## Play SEEDS histories of the pure rules (100,000; make test plays 2,000).
+	HISTORIES=$(SEEDS) $(BIN)/pytest -q --timeout=0 tests/contract/test_histories.py $(ARGS)
+
 .PHONY: check
 check: bootstrap ## Lint, formatting, types, boundaries between packages, generated code.
 	$(BIN)/ruff check

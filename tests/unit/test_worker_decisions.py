@@ -196,7 +196,8 @@ class TestOutcomes:
 
     def test_every_failure_class_is_on_the_wire_and_has_a_fix(self) -> None:
         named = {item.value for item in FailureClass}
-        on_the_wire = {name.removeprefix("FAILURE_CLASS_").lower() for name in jobs_pb2.FailureClass.DESCRIPTOR.values_by_name}
+        wire_names = jobs_pb2.FailureClass.DESCRIPTOR.values_by_name
+        on_the_wire = {name.removeprefix("FAILURE_CLASS_").lower() for name in wire_names}
         assert on_the_wire - {"unspecified"} == named == {item.value for item in protocol.FailureClass}
         # A cancel wants no fix; a refusal says its own, from what it was refused for.
         for failure_class in set(FailureClass) - {FailureClass.CANCELLED, FailureClass.PREFLIGHT_REFUSED}:
