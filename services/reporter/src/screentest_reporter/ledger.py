@@ -60,7 +60,7 @@ class Ledger:
             if not turn.is_new:
                 continue
             state = self._states[sweep_id]
-            if state.is_returning:
+            if not state.is_whole:
                 continue
             wait_s = turn.due_at(state.is_final) - now
             if wait_s <= 0:

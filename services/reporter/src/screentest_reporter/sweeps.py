@@ -38,7 +38,8 @@ class SweepState:
     """Grows by ``apply``. ``runner_lanes``: (pid, start ticks) of every runner that started a job, to its lane's title.
 
     ``last_sequence`` is the stream sequence of the newest event folded in. ``is_returning``: it is being written back
-    from its archive, and what there is of it so far is no state it ever was in.
+    from its archive, and what there is of it so far is no state it ever was in. ``has_left``: only its archive has all
+    of it; who reads the stream now may find its jobs gone and its own events not yet.
     """
 
     sweep_id: str
@@ -48,6 +49,12 @@ class SweepState:
     runner_lanes: dict[ProcessKey, str] = field(default_factory=dict)
     last_sequence: int = 0
     is_returning: bool = False
+    has_left: bool = False
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether this is a state the sweep was ever in, and not what a purge has left or a restore has brought yet."""
+        return not self.is_returning and (self.is_final or not self.has_left)
 
     @property
     def is_final(self) -> bool:
@@ -77,6 +84,7 @@ class SweepState:
     def apply_sweep_event(self, event: SweepEvent, sequence: int) -> bool:
         """Whether the report should show it."""
         if isinstance(event.body, SweepArchived):
+            self.has_left = True
             return False  # nothing of the report changes when its events leave the stream
         self.last_sequence = sequence
         match event.body:
@@ -84,7 +92,7 @@ class SweepState:
                 self.is_returning = True
                 return False
             case SweepRestored():
-                self.is_returning = False
+                self.is_returning = self.has_left = False
                 return True
             case SweepSubmitted(record=record):
                 self.record = record
