@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
 
 import structlog
 
@@ -17,8 +19,10 @@ log = structlog.get_logger()
 LOOK_EVERY_S = 0.5
 # While the scheduler or the broker is away.
 TELL_AGAIN_S = 2.0
-# A tick must not wait longer than this for a driver; an event that it has waits there.
+# A tick must not wait longer than this for a driver; what it takes longer for is found at the next look.
 DRIVER_TIMEOUT_S = 0.9
+# A failure brings others along (an uncontained memory error the DRAM error behind it): the gravest one names it.
+ONE_FAILURE_S = 60.0
 
 
 class Faults:
@@ -40,21 +44,25 @@ class Faults:
         self._host = host
         self._devices = devices
         self._tell = tell
+        # Filled by the driver's thread: what a slow driver says after its time was asked of it only once.
+        self._found: deque[Trouble] = deque()
         self._newest: dict[str, DeviceFault] = {}
         self._untold: dict[str, DeviceFault] = {}
         self._has_untold = asyncio.Event()
 
     def newest(self, device: str) -> DeviceFault | None:
-        """Of this process's time: what was before has drained the device, or the next look finds it again."""
+        """Of this process's time: what was before has drained the device, or the next look finds it again.
+
+        For a minute a lighter one does not hide what has ended the attempts.
+        """
         return self._newest.get(device)
 
     async def look(self) -> None:
-        """Takes what the driver has to say by now. A driver that does not answer says nothing here: proofs do."""
-        try:
-            found = await self._driver.call(self._nvml.troubles, timeout_s=DRIVER_TIMEOUT_S)
-        except Unavailable:
-            return
-        self._note(found)
+        """Takes what the driver has said by now. A driver that does not answer says nothing here: proofs do."""
+        with contextlib.suppress(Unavailable):
+            await self._driver.call(self._collect, timeout_s=DRIVER_TIMEOUT_S)
+        while self._found:
+            self._note(self._found.popleft())
 
     async def watch(self) -> None:
         """Looks and tells until cancelled."""
@@ -64,15 +72,17 @@ class Faults:
             group.create_task(self._look_forever())
             group.create_task(self._tell_forever())
 
-    def _note(self, troubles: Sequence[Trouble]) -> None:
-        for trouble in troubles:
-            device = self._devices.get(trouble.index)
-            if not trouble.needs_person:
-                log.warning("gpu_error_of_an_application", device=device, gpu=trouble.uuid, cause=trouble.cause)
-                continue
-            log.error("gpu_fault", device=device, gpu=trouble.uuid, cause=trouble.cause)
-            if device is not None:
-                self._keep(self._fault(device, trouble))
+    def _collect(self) -> None:
+        self._found.extend(self._nvml.troubles())
+
+    def _note(self, trouble: Trouble) -> None:
+        device = self._devices.get(trouble.index)
+        if not trouble.needs_person:
+            log.warning("gpu_error_of_an_application", device=device, gpu=trouble.uuid, cause=trouble.cause)
+            return
+        log.error("gpu_fault", device=device, gpu=trouble.uuid, cause=trouble.cause)
+        if device is not None:
+            self._keep(self._fault(device, trouble))
 
     def _fault(self, device: str, trouble: Trouble) -> DeviceFault:
         return DeviceFault(
@@ -87,7 +97,9 @@ class Faults:
 
     def _keep(self, fault: DeviceFault) -> None:
         """A storm of errors is one message: the first, or the first that ends attempts."""
-        self._newest[fault.device] = fault
+        newest = self._newest.get(fault.device)
+        if newest is None or not _is_hidden(fault, behind=newest):
+            self._newest[fault.device] = fault
         untold = self._untold.get(fault.device)
         if untold is None or (fault.ends_attempts and not untold.ends_attempts):
             self._untold[fault.device] = fault
@@ -113,3 +125,9 @@ class Faults:
                     log.info("fault_told", device=fault.device, cause=fault.cause)
                     if self._untold[fault.device] is fault:  # a graver one may have come meanwhile
                         del self._untold[fault.device]
+
+
+def _is_hidden(fault: DeviceFault, *, behind: DeviceFault) -> bool:
+    if fault.ends_attempts or not behind.ends_attempts:
+        return False
+    return (fault.stamp.boottime_ns - behind.stamp.boottime_ns) / 1e9 < ONE_FAILURE_S
