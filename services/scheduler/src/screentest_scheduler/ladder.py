@@ -50,7 +50,7 @@ def circumstance(spec: JobSpec, gpu_name: str | None) -> Circumstance:
 
 
 class WinningRungs:
-    """The rung of the last clip in each circumstance. A fold of the events: a restart brings it back."""
+    """The rung of the last clip in each circumstance. A fold of the events: a restart brings back what they hold."""
 
     def __init__(self) -> None:
         self._rungs: dict[Circumstance, int] = {}

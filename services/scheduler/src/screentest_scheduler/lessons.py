@@ -1,7 +1,7 @@
 """What attempts have taught: which rung is enough, and what a clip takes. Pure.
 
-It begins with what is shipped and learns from the end of every attempt: a fold of the events, so a restart brings it
-back.
+It begins with what is shipped and learns from the end of every attempt: a fold of the events, so a restart brings back
+what the stream still holds. What only archived sweeps taught is lost with the process, until they are restored.
 """
 
 from __future__ import annotations
