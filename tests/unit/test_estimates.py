@@ -96,6 +96,10 @@ def test_a_forward_costs_what_the_reference_count_says(
     assert cost.forward_tflop(found, shape, guided=guided) == pytest.approx(tflop, rel=0.01)
 
 
+def test_every_model_lane_says_what_a_clip_costs() -> None:
+    assert [lane.id for lane in CATALOGUE.values() if lane.cost is None and lane.env != "stub"] == []
+
+
 def test_guidance_doubles_the_forwards_or_the_batch_and_never_both() -> None:
     base = Cost(token=Token(frames=4, width_px=16, height_px=16), tflop=Tflop(tokens=0.01))
     shape = Shape(width_px=160, height_px=160, num_frames=9)

@@ -166,16 +166,24 @@ def _terms(t: int, a: int) -> list[float]:
 
 
 def shapes(lane: Mapping[str, Any]) -> list[Shape]:
-    """Legal shapes to count: three frame counts at a small size, two at two larger ones, the lane's own shape last."""
+    """Legal shapes to count: three frame counts at a small size, two at two larger ones, the lane's own shape last.
+
+    Where the keyframe decides the size, the pipeline rounds it to one of its own: all are of the lane's size then.
+    """
     rule, own = lane["constraints"]["frames"], lane["defaults"]
+    own_size = (own["width_px"], own["height_px"])
     multiple, plus = rule["multiple"], rule["plus"][-1]
     few, some, many = [plus + multiple * step for step in (2, 4, 7)] if multiple > 1 else [4, 9, 16]
     step_px = lane["constraints"]["size_multiple_px"]
     unit = -(-192 // step_px) * step_px
     small, wide, square = (unit, unit), (2 * unit, unit), (2 * unit, 2 * unit)
-    chosen = [(small, few), (small, some), (small, many), (wide, some), (wide, many), (square, few), (square, some)]
-    found = [Shape(width_px=w, height_px=h, num_frames=count) for (w, h), count in chosen]
-    return [*found, Shape(width_px=own["width_px"], height_px=own["height_px"], num_frames=own["num_frames"])]
+    if lane["constraints"].get("size_follows_keyframe"):
+        chosen = [(own_size, few), (own_size, some), (own_size, many)]
+    else:
+        chosen = [(small, few), (small, some), (small, many), (wide, some), (wide, many), (square, few), (square, some)]
+    return [
+        Shape(width_px=w, height_px=h, num_frames=count) for (w, h), count in (*chosen, (own_size, own["num_frames"]))
+    ]
 
 
 # --- parts without values ---------------------------------------------------------------------------------------------
