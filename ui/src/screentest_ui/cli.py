@@ -9,7 +9,7 @@ from collections.abc import Callable
 import typer
 
 from screentest.errors import BadRequest, ScreentestError
-from screentest_ui import cli_fleet, cli_lanes, cli_models, cli_rehearse, cli_restore, cli_stack, cli_sweeps
+from screentest_ui import cli_fleet, cli_lanes, cli_models, cli_rehearse, cli_restore, cli_rubric, cli_stack, cli_sweeps
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -44,6 +44,12 @@ _MODELS_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("pull", cli_models.pull),
     ("verify", cli_models.verify),
     ("list", cli_models.list_models),
+)
+
+_RUBRIC_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
+    ("draft", cli_rubric.draft),
+    ("check", cli_rubric.check),
+    ("approve", cli_rubric.approve),
 )
 
 
@@ -100,3 +106,8 @@ _models = typer.Typer(help="The published weights of the lanes, on this machine.
 for _name, _verb in _MODELS_VERBS:
     _models.command(_name)(_exiting(_verb))
 app.add_typer(_models, name="models")
+
+_rubric = typer.Typer(help="What a prompt asks for, as a file: draft it, edit it, approve it.", no_args_is_help=True)
+for _name, _verb in _RUBRIC_VERBS:
+    _rubric.command(_name)(_exiting(_verb))
+app.add_typer(_rubric, name="rubric")
