@@ -14,7 +14,7 @@ Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
 
 
 def gpus(json: Json = False) -> None:
-    """List the devices: what holds them, and whether they are proven clean now."""
+    """List the devices: what holds them, and if they are clean."""
     with connect() as client:
         listed = client.list_gpus()
     if json:
@@ -28,7 +28,7 @@ def undrain(
     host: Annotated[str, typer.Option(help="Its host.")] = "local",
     json: Json = False,
 ) -> None:
-    """Let jobs onto a drained device again, after you have looked at it."""
+    """Let jobs onto a drained device again, once you have looked."""
     with connect() as client:
         view = client.undrain(host, device)
     if json:

@@ -102,9 +102,10 @@ def doctor(
     ] = LANE_LIMIT_S,
     json: Json = False,
 ) -> int:
-    """Examine lane files without a GPU or a download: signature, a miniature's clips, every rung.
+    """Examine lane files without a GPU or a download.
 
-    Exit 1 when any check failed. With --json every check is one line.
+    The pipeline's signature, a miniature's clips, every rung. Exit 1 when any check failed.
+    With --json every check is one line.
     """
     place = services.installation(os.environ)
     chosen = _files(place, files or [])

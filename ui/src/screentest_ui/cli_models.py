@@ -45,7 +45,10 @@ def pull(
     ] = False,
     weights_dir: WeightsDir = None,
 ) -> int | None:
-    """Fetch the weights that lanes need: checked, resumable, at the commit of the lock file."""
+    """Fetch the weights that lanes need.
+
+    Checked, resumable, at the commit of the lock file.
+    """
     # Only here: its HTTP stack costs every other verb half a second.
     from screentest_ui.weights_hub import Hub
     from screentest_ui.weights_pull import Puller
@@ -73,7 +76,7 @@ def verify(
     lanes: Annotated[list[str] | None, typer.Argument(help="Lane ids; without any, all that are here.")] = None,
     weights_dir: WeightsDir = None,
 ) -> int | None:
-    """Read the pulled weights and compare every byte with what was pulled; needs no network."""
+    """Compare every byte with what was pulled; needs no network."""
     place = services.installation(os.environ)
     pins = weights_lock.read(weights_lock.beside(place.lanes_dir))
     folders = _folders(load_lanes(place.lanes_dir), lanes or [], _models_dir(weights_dir))
@@ -92,7 +95,7 @@ def verify(
 
 
 def list_models(weights_dir: WeightsDir = None, json: Json = False) -> None:
-    """List what of the lanes' weights is here, at which commit, under which licence."""
+    """List which weights are here, their commit and licence."""
     place = services.installation(os.environ)
     pins = weights_lock.read(weights_lock.beside(place.lanes_dir))
     catalogue = load_lanes(place.lanes_dir)

@@ -46,9 +46,9 @@ def rehearse(
     keyframe: KeyframeFile = None,
     json: Json = False,
 ) -> int | None:
-    """Find out which models this card runs, how fast and at what cost, before their weights are fetched.
+    """Find out what this card runs, how fast and at what cost.
 
-    Exit 1 unless every lane made a clip.
+    Random weights at full size: nothing is fetched. Exit 1 unless every lane made a clip.
     """
     kind = sweepfile.weights(weights, "--weights")
     _check(kind, steps, extrapolate=extrapolate)

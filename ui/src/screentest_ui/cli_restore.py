@@ -23,10 +23,11 @@ def restore(
     all_sweeps: Annotated[bool, typer.Option("--all", help="Every sweep that has an archive.")] = False,
     json: Annotated[bool, typer.Option("--json", help="JSON for programs.")] = False,
 ) -> int | None:
-    """Bring sweeps back from their archives: after their time in the broker, or all of them into an empty broker.
+    """Bring archived sweeps back into the running broker.
 
-    Broker and depot must run; the rest of the stack may. It speaks to them with the credentials of this home, or with
-    SCREENTEST_NATS_* and SCREENTEST_DEPOT_* where SCREENTEST_NATS_URL is set.
+    After their time in it, or all of them into an empty one. Broker and depot must run; the rest of the stack may.
+    It speaks to them with the credentials of this home, or with SCREENTEST_NATS_* and
+    SCREENTEST_DEPOT_* where SCREENTEST_NATS_URL is set.
     """
     if bool(sweeps) == all_sweeps:
         raise BadRequest("name the sweeps to restore, or say --all")

@@ -23,7 +23,7 @@ def up(
     ] = None,
     panel: Annotated[bool, typer.Option(help="Start the panel too.")] = True,
 ) -> None:
-    """Start the local stack, or what is missing of it, and wait until it answers."""
+    """Start what is missing of the local stack, until it answers."""
     home, place = default_home(), services.installation(os.environ)
     asked = tuple(part.strip() for part in lanes.split(",") if part.strip())
     wanted = services.Wanted(
@@ -47,7 +47,7 @@ def down() -> None:
 
 
 def secrets() -> None:
-    """Make the secrets of this home that are missing, and name where they are."""
+    """Make the missing secrets of this home, and name their place."""
     home, place = default_home(), services.installation(os.environ)
     kept = home.secrets
     users = credentials.nats_users(services.HOST, tuple(load_lanes(place.lanes_dir)))

@@ -71,7 +71,10 @@ def watch(
     sweep_id: SweepId,
     json: Json = False,
 ) -> int | None:
-    """Show a sweep until it has ended; with --json, every message as one line."""
+    """Show a sweep until it has ended.
+
+    With --json every message is one line.
+    """
     with connect() as client:
         if not json:
             return _wait_and_show(client, sweep_id, "", as_json=False, must_complete=False)
@@ -182,7 +185,10 @@ def preflight(
     memory_cap_gib: MemoryCap = None,
     json: Json = False,
 ) -> int | None:
-    """Say what each lane would do with a sweep, without queueing anything. Exit 1 when a lane refuses."""
+    """Say what each lane would do with a sweep, queueing nothing.
+
+    Exit 1 when a lane refuses.
+    """
     asked = _asked(file, lanes, seeds, weights, keyframe, memory_cap_gib, None)
     with connect() as client:
         verdicts = client.preflight(asked.spec(client.upload_keyframe(asked.keyframe) if asked.keyframe else None))

@@ -13,6 +13,8 @@ from typing import Any
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -24,6 +26,10 @@ from screentest_ui.watching import WatchedJob, WatchedSweep, expects, seconds, w
 
 # A sweep of 1,000 jobs must not scroll the terminal away: show what moves, count the rest.
 LIVE_ROWS = 24
+# Beyond this many lines a row of a table is harder to read than a paragraph.
+ROW_LINES = 3
+# Wider than any terminal: how wide a table would like to be.
+UNBOUNDED = 10_000
 
 STATE_STYLE = {
     "completed": "green",
@@ -71,18 +77,46 @@ def plain(value: Any) -> Any:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A bordered table on a terminal, tab-separated lines elsewhere."""
+    """A table on a terminal, a paragraph per row where it is too narrow for one, tab-separated lines elsewhere."""
     listed = list(rows)
     if not sys.stdout.isatty():
         for line in (columns, *listed):
             sys.stdout.write("\t".join(_one_line(cell) for cell in line) + "\n")
         return
+    console, table = out(), _table(columns, listed)
+    console.print(table if _is_readable(console, table) else _paragraphs(columns, listed))
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     table = Table(header_style="bold", box=None, pad_edge=False)
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in listed:
-        table.add_row(*(Text(cell, style=STATE_STYLE.get(cell, "")) for cell in row))
-    out().print(table)
+    for number, column in enumerate(columns):
+        # the first is what one copies into the next command
+        table.add_column(column, overflow="fold", no_wrap=number == 0)
+    for row in rows:
+        table.add_row(*(_cell(cell) for cell in row))
+    return table
+
+
+def _cell(text: str) -> Text:
+    return Text(text, style=STATE_STYLE.get(text, ""))
+
+
+def _is_readable(console: Console, table: Table) -> bool:
+    """The longest words of all columns fit side by side, and a row is a few lines high at most."""
+    unbounded = Measurement.get(console, console.options.update(width=UNBOUNDED), table)
+    if unbounded.minimum > console.width:
+        return False
+    return len(console.render_lines(table)) <= ROW_LINES * (table.row_count + 1)
+
+
+def _paragraphs(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Group:
+    """The first cell of a row as its heading, the others behind their columns' names."""
+    return Group(*(part for row in rows for part in _paragraph(columns, row)))
+
+
+def _paragraph(columns: Sequence[str], row: Sequence[str]) -> tuple[Text, Padding]:
+    named = [Text.assemble((f"{name}: ", "dim"), _cell(cell)) for name, cell in zip(columns, row, strict=True) if cell]
+    return Text(row[0], style="bold"), Padding(Text(" | ", style="dim").join(named[1:]), (0, 0, 0, 2))
 
 
 def print_model_table(rows: Sequence[model_table.Row]) -> None:
