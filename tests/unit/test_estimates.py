@@ -370,6 +370,13 @@ def test_the_first_rung_follows_the_memory(lane_id: str) -> None:
     assert capped is not None and chosen[2] is not None and chosen[2] <= capped
 
 
+def test_a_tight_rung_is_tried_before_the_picture_changes() -> None:
+    """SkyReels V1 held 11.4 GiB when it streamed under 12 GiB, of which tensors took 4.2."""
+    lane = CATALOGUE["skyreels-v1-hunyuan-i2v"]
+    rung = memory.first_rung(lane, own_shape(lane), 10 * GIB, SHIPPED)
+    assert rung is not None and lane.ladder[rung].name == "offload"
+
+
 def test_nothing_fits_a_card_that_is_smaller_than_any_rung_and_the_refusal_names_what_would() -> None:
     lane = CATALOGUE["skyreels-v2-df-14b-540p"]
     asked, free = own_shape(lane), 8 * GIB

@@ -86,8 +86,8 @@ def first_rung(
     """Where an attempt begins; None = no rung fits.
 
     That is the rung at which this shape last completed here (gpu: the driver's name for it), or one before it that is
-    measured to fit now; without such a memory the first that fits, an unknown peak taken as one that does where the
-    weights do; failing that, the first whose tensors alone would fit.
+    measured to fit now; without such a memory the first that fits and keeps the picture, an unknown peak taken as one
+    that does where the weights do; failing that, the first whose tensors alone would fit; failing that, any that fits.
     """
     torch_bytes = torch_may_hold(memory_bytes, memory_cap_gib)
     rungs = usable_rungs(lane, unified)
@@ -98,9 +98,11 @@ def first_rung(
         is_sure = found is not None and found.is_measured and found.least_bytes <= torch_bytes
         if won is not None and (is_sure or (rung == won and (found is None or found.least_bytes <= torch_bytes))):
             return rung
-    fitting = (rung for rung in rungs if _fits(lane, rung, peaks[rung], measured, unified, torch_bytes))
-    tight = (rung for rung in rungs if (found := peaks[rung]) is not None and found.tensor_bytes <= torch_bytes)
-    return next(fitting, next(tight, None))
+    fitting = [rung for rung in rungs if _fits(lane, rung, peaks[rung], measured, unified, torch_bytes)]
+    tight = [rung for rung in rungs if (found := peaks[rung]) is not None and found.tensor_bytes <= torch_bytes]
+    # torch gives back what it merely holds: rather try a tight rung than make another picture
+    candidates = [*(rung for rung in fitting if not lane.ladder[rung].changes_picture), *tight, *fitting]
+    return next(iter(candidates), None)
 
 
 def nearest_shape_that_fits(
