@@ -38,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RUNNER_SOURCE = ROOT / "services" / "gpu-worker" / "runner"
 sys.path[:0] = [str(RUNNER_SOURCE), str(ROOT / "proto" / "src")]
 
-from screentest.lanes import Lane, load_lane  # noqa: E402
+from screentest.lanes import Lane, call_at, load_lane  # noqa: E402
 from screentest_runner.protocol import (  # noqa: E402
     REPLY_FD_VARIABLE,
     Decoded,
@@ -377,7 +377,7 @@ class Sweep:
 def rehearse(sweep: Sweep, lane: Lane, following: Lane | None) -> dict[str, Any]:
     """The lane's result: the first rung of its ladder that completes, and why those before it did not."""
     tried: list[dict[str, Any]] = []
-    for rung in lane.content["ladder"]:
+    for index, rung in enumerate(lane.content["ladder"]):
         if sweep.plan.rungs is not None and rung["name"] not in sweep.plan.rungs:
             continue
         if reason := too_large(lane, rung, sweep.plan.memory_cap_gib):
@@ -385,7 +385,7 @@ def rehearse(sweep: Sweep, lane: Lane, following: Lane | None) -> dict[str, Any]
             continue
         began = time.perf_counter()
         try:
-            result = on_rung(sweep, lane, rung, following)
+            result = on_rung(sweep, lane, index, following)
         except ChildEnded as error:
             result = {"outcome": "crashed", "message": str(error)[-1800:]}
         tried.append(
@@ -416,9 +416,10 @@ def _resident_bytes(lane: Lane, name: str, rung: dict[str, Any]) -> int:
     return params * BYTES_OF[dtypes.get(name, dtypes["default"])]
 
 
-def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | None) -> dict[str, Any]:
-    """One runner from start to stop."""
+def on_rung(sweep: Sweep, lane: Lane, index: int, following: Lane | None) -> dict[str, Any]:
+    """One runner from start to stop. index: of the rung in the lane's ladder."""
     plan = sweep.plan
+    rung = lane.content["ladder"][index]
     with sweep.take_runner(lane) as runner:
         prepared, loaded = runner.load(
             rung, device=plan.device, weights=plan.weights, memory_cap_gib=plan.memory_cap_gib
@@ -431,9 +432,9 @@ def on_rung(sweep: Sweep, lane: Lane, rung: dict[str, Any], following: Lane | No
             "load_s": loaded.load_s,
             "allocator": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "default"),
         }
-        warm_up_s = _warm_up(runner, lane, plan) if plan.bare else None
+        warm_up_s = _warm_up(runner, lane, index, plan) if plan.bare else None
         sweep.prepare(following)
-        call, steps_full = _call_of(lane, plan)
+        call, steps_full = _call_of(lane, index, plan)
         with Child(["-m", "screentest_runner.encode"], sweep.folder / "encoder.log", sweep.gpu) as encoder:
             decoded = runner.generate("clip", call)
             if isinstance(decoded, Failed):
@@ -478,7 +479,7 @@ def _failed(failed: Failed) -> dict[str, Any]:
     }
 
 
-def _warm_up(runner: RunnerChild, lane: Lane, plan: Plan) -> float | None:
+def _warm_up(runner: RunnerChild, lane: Lane, rung: int, plan: Plan) -> float | None:
     """Seconds of a clip of two steps that fills the libraries' caches, so that neither side of the comparison pays.
 
     None where it failed: a slow lane's is tiny, and not every architecture can be so small.
@@ -488,21 +489,21 @@ def _warm_up(runner: RunnerChild, lane: Lane, plan: Plan) -> float | None:
     settings = {**lane.defaults_for(size), "prompt": PROMPT}
     if "steps" in settings:
         settings["steps"] = WARM_UP_STEPS
-    decoded = runner.generate("warm-up", lane.pipeline_call(size, settings))
+    decoded = runner.generate("warm-up", call_at(lane, rung, lane.pipeline_call(size, settings)))
     return time.perf_counter() - began if isinstance(decoded, Decoded) else None
 
 
-def _call_of(lane: Lane, plan: Plan) -> tuple[dict[str, Any], int]:
-    """The pipeline's arguments, and the steps of a whole clip."""
+def _call_of(lane: Lane, rung: int, plan: Plan) -> tuple[dict[str, Any], int]:
+    """The pipeline's arguments as the rung changes them, and the steps of a whole clip."""
     size = "miniature" if plan.weights == "miniature" else "full-random"
     settings = {**lane.defaults_for(size), "prompt": PROMPT}
     if "steps" not in settings:
-        call = lane.pipeline_call(size, settings)
+        call = call_at(lane, rung, lane.pipeline_call(size, settings))
         return call, len(call["timesteps"])
     steps_full = int(settings["steps"])
     if not (plan.full_steps and lane.id in FULL_STEPS):
         settings["steps"] = min(steps_full, plan.steps)
-    return lane.pipeline_call(size, settings), steps_full
+    return call_at(lane, rung, lane.pipeline_call(size, settings)), steps_full
 
 
 def _measured(runner: RunnerChild, decoded: Decoded, steps_full: int, attempt_id: str = "clip") -> dict[str, Any]:
