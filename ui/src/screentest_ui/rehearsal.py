@@ -164,7 +164,8 @@ def _clip_s(
         return sum(seconds[phase] for phase in CLIP_PHASES)
     if not extrapolate or outcome.step_s is None:
         return None
-    return seconds["encoding_prompt"] + full_steps * outcome.step_s + seconds["decoding"]
+    # all that ran, the dearer first step too, and the steps that did not
+    return sum(seconds[phase] for phase in CLIP_PHASES) + (full_steps - outcome.steps_done) * outcome.step_s
 
 
 def _note(job: Job, outcome: Outcome | None) -> str:
