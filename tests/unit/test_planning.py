@@ -173,6 +173,16 @@ def test_a_retry_is_the_same_cell_under_a_new_id() -> None:
     assert replace(second, job_id=job.job_id, retry_of=None, retry_index=0) == job
 
 
+def test_a_retry_has_at_least_the_attempt_limit_of_the_lane_file() -> None:
+    """An estimate that was too short must not end every retry too: only the lane file can be raised by a person."""
+    [job] = planning.jobs(record(asked(WAN)))
+    short = replace(job, limits=replace(job.limits, attempt_s=600))
+    lane = replace(LANES[WAN], limits=Limits(load_s=900, step_stall_s=60, attempt_s=7200))
+    assert planning.with_patience(short, lane).limits == replace(job.limits, attempt_s=7200)
+    long = replace(job, limits=replace(job.limits, attempt_s=9000))
+    assert planning.with_patience(long, lane) == long
+
+
 def test_a_retry_does_not_expire_with_its_sweep() -> None:
     [job] = planning.jobs(record(asked(expires_at=NOW)))
     assert planning.retry(job, 1).expires_at is None

@@ -35,5 +35,5 @@ def check_pace(limit: Limit, *, elapsed_s: float, fastest_s: float, done: int, s
             FailureClass.TIMEOUT,
             f"a step takes {fastest_s:.3g} s, so {steps} steps with all around them would end after "
             f"{projected_s:,.0f} s, the limit is {limit.limit_s:,.0f} s: stopped after step {done}; ask for fewer "
-            "frames or steps or a smaller size, or raise limits.attempt_s of the lane",
+            "frames or steps or a smaller size, or retry: a retry has limits.attempt_s of the lane file",
         )

@@ -299,6 +299,15 @@ def retry(spec: JobSpec, retry_index: int) -> JobSpec:
     )
 
 
+def with_patience(spec: JobSpec, lane: lanes.Lane) -> JobSpec:
+    """The job with at least the attempt limit of its lane file.
+
+    One that follows from an estimate too short would end every retry like the first job, and no file could raise it.
+    """
+    attempt_s = max(spec.limits.attempt_s, float(lane.limits.attempt_s))
+    return replace(spec, limits=replace(spec.limits, attempt_s=attempt_s))
+
+
 def job_id(of_sweep: str, lane_id: str, prompt_index: int, seed: int, retry_index: int) -> str:
     """Deterministic and unique over all sweeps: ``p0-s42-`` (``p0-s42-r1-``) and 12 hex of what makes the cell."""
     cell = f"{of_sweep}/{lane_id}/{prompt_index}/{seed}/{retry_index}"

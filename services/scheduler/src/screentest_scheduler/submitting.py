@@ -138,7 +138,7 @@ class Submitter:
         again = planning.retry(spec, self._ledger.next_retry_index(spec))
         lane = self._catalogue.get(spec.lane_id)
         # The lane file may have been mended since: a retry runs what the lane says now, like any new job would.
-        return again if lane is None else self._replanned(again, lane, placement)
+        return again if lane is None else planning.with_patience(self._replanned(again, lane, placement), lane)
 
     def _replanned(self, spec: JobSpec, lane: lanes.Lane, placement: Placement) -> JobSpec:
         if lanes.lane_digest(lane) == spec.lane_digest:

@@ -204,7 +204,7 @@ def lost(entry: Entry, now: Stamp, worker_silent_s: float, *, is_finishing: bool
         return Outcome(
             failure_class=FailureClass.TIMEOUT,
             cause=f"no outcome {ATTEMPT_GRACE_S:.0f} s after the attempt's limit of {limit_s:g} s",
-            fix="look at the worker's log; raise limits.attempt_s in the lane file if the job is honest",
+            fix="look at the worker's log; a retry has limits.attempt_s of the lane file: raise it for an honest job",
         )
     return None
 
