@@ -20,7 +20,7 @@ _FIXES: Final = {
     FailureClass.OOM_DENOISE: "ask for fewer frames or a smaller size, or retry on a lower rung",
     FailureClass.OOM_DECODE: "ask for fewer frames or a smaller size, or retry on a lower rung",
     FailureClass.HOST_OOM: "free host memory or raise the container's memory limit, then retry",
-    FailureClass.TIMEOUT: "ask for fewer frames or steps, or retry: a retry has the limits of the lane file; raise those",
+    FailureClass.TIMEOUT: "ask for fewer frames or steps, or retry: a retry has the lane file's limits, raise those",
     FailureClass.STALLED: "read the log: it ends with the stack of the silent process; then retry",
     FailureClass.CRASHED: "read the log of the job; a crash in a driver or library needs its update",
     FailureClass.BAD_KWARGS: "correct [parameters] or [call] in the lane file",
