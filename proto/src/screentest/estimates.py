@@ -19,7 +19,7 @@ from screentest.records import Estimate, JobSpec, Outcome
 
 STEPS_KEPT: Final = 16  # medians of the latest clips: enough for a spread, few enough to follow a new driver
 
-# Ranges where there is no spread to read one from. Repeated clips on an H200 differed by up to 5 %, clocks included.
+# Ranges where there is no spread to read one from: chosen, not fitted; repeated clips would have to be measured.
 SPREAD: Final = 1.05  # beside the least and the most of several clips
 ONE_CLIP: Final = 1.15
 OTHER_SHAPE: Final = 1.25  # attention and matrix products have different rates, and their shares move with the shape
