@@ -71,7 +71,7 @@ def test_lines_are_stable() -> None:
     assert to_line(EXAMPLES["step_done"]) == b'{"kind":"step_done","attempt_id":"a","step":1,"steps":2,"step_s":0.5}\n'
     assert to_line(EXAMPLES["failed"]) == (
         b'{"kind":"failed","attempt_id":null,"failure_class":"oom_load","phase":"loading",'
-        b'"message":"CUDA out of memory","traceback":""}\n'
+        b'"message":"CUDA out of memory","traceback":"","peak_device_bytes":null,"peak_memory_by_phase":null}\n'
     )
 
 

@@ -781,6 +781,9 @@ async def test_a_memory_cap_ends_the_attempt_in_the_phase_that_needs_more(
     outcome = await worker.outcome(spec)
     assert (outcome.failure_class, outcome.steps_done, outcome.infrastructure) == (failure_class, steps, False)
     assert "9 GiB of 8 GiB" in outcome.cause
+    fitted = peaks_gib[: peaks_gib.index(9.0)]  # the stub gets nothing for the phase that fails
+    assert [peak.peak_bytes / 2**30 for peak in outcome.peak_memory_by_phase] == list(fitted)
+    assert outcome.peak_device_memory_bytes == max(fitted) * 2**30
 
 
 async def test_another_memory_cap_wants_a_fresh_runner(worker: Rig) -> None:

@@ -9,13 +9,14 @@ import resource
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, BinaryIO
 
 from screentest_runner import frames, pace
 from screentest_runner.adapters import ADAPTERS, Adapter
-from screentest_runner.failures import AttemptFailure, classify
+from screentest_runner.failures import OOM_BY_PHASE, AttemptFailure, classify
 from screentest_runner.progress import AttemptProgress, phase_changed
 from screentest_runner.protocol import (
     Cancel,
@@ -225,9 +226,20 @@ class Runner:
         try:
             self._send(self._decode(request, progress))
         except Exception as error:  # noqa: BLE001  (as above)
-            self._send(_failed(request.attempt_id, error, progress.phase))
+            self._send(self._with_peaks(_failed(request.attempt_id, error, progress.phase)))
         finally:
             self._inbox.forget(request.attempt_id)
+
+    def _with_peaks(self, failed: Failed) -> Failed:
+        """What a want of memory had taken until then; of any other failure the device is not asked any more."""
+        if self._adapter is None or failed.failure_class not in OOM_BY_PHASE.values():
+            return failed
+        self._adapter.phase_failed(failed.phase)
+        return replace(
+            failed,
+            peak_device_bytes=self._adapter.peak_device_bytes(),
+            peak_memory_by_phase=self._adapter.peak_memory_by_phase(),
+        )
 
     def _decode(self, request: Generate, progress: AttemptProgress) -> Decoded:
         if self._adapter is None or not self._loads:

@@ -236,6 +236,7 @@ class Failed:
     """A request ended without its answer. phase: where it was. attempt_id: None for Prepare, Open and Load without one.
 
     message: the exception's own text, or a sentence of ours. traceback: for the log, empty when the class says it all.
+    peak_device_bytes, peak_memory_by_phase: as in Decoded, of the phases that there were; the last one ended here.
     """
 
     attempt_id: str | None
@@ -243,6 +244,8 @@ class Failed:
     phase: Phase
     message: str
     traceback: str = ""
+    peak_device_bytes: int | None = None
+    peak_memory_by_phase: dict[str, int] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -153,11 +153,16 @@ class Computation:
                 return self._breach(limit if deadline == until else Limit.ATTEMPT)
             case None:
                 return outcome.from_exit(exit_of(self._runner, self._oom_kills_before), self._phase)
-            case Failed(failure_class=failure_class, message=text, phase=phase, traceback=traceback):
-                self.traceback = traceback
+            case Failed() as failed:
+                self.traceback = failed.traceback
                 # it saw in its first steps that the time would not do, and gave up as it does after a cancel
-                self.has_let_go = failure_class is protocol.FailureClass.TIMEOUT
-                return outcome.from_reply(failure_class, text, phase)
+                self.has_let_go = failed.failure_class is protocol.FailureClass.TIMEOUT
+                ending = outcome.from_reply(failed.failure_class, failed.message, failed.phase)
+                return replace(
+                    ending,
+                    peak_device_memory_bytes=failed.peak_device_bytes,
+                    peak_memory_by_phase=peaks_of(failed),
+                )
             case _:
                 return message
 
@@ -229,9 +234,9 @@ async def _first(runner: Runner, stop: asyncio.Event, timeout_s: float) -> Messa
     return _Silence() if reply.cancelled() else reply.result()
 
 
-def peaks_of(decoded: Decoded) -> tuple[PhaseMemory, ...]:
+def peaks_of(reply: Decoded | Failed) -> tuple[PhaseMemory, ...]:
     """Peak device memory by phase, in the order of the phases; empty without a GPU."""
-    found = decoded.peak_memory_by_phase or {}
+    found = reply.peak_memory_by_phase or {}
     order = [phase.value for phase in Phase]
     return tuple(PhaseMemory(phase=phase, peak_bytes=found[phase]) for phase in sorted(found, key=order.index))
 

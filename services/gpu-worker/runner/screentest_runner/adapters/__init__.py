@@ -8,7 +8,7 @@ from screentest_runner.adapters.diffusers import DiffusersAdapter
 from screentest_runner.adapters.stub import StubAdapter
 from screentest_runner.frames import Clip
 from screentest_runner.progress import AttemptProgress
-from screentest_runner.protocol import Generate, Load
+from screentest_runner.protocol import Generate, Load, Phase
 
 
 class Adapter(Protocol):
@@ -24,6 +24,9 @@ class Adapter(Protocol):
 
     def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
         """One clip; enters `denoising` and reports every step."""
+
+    def phase_failed(self, phase: Phase) -> None:
+        """This phase of the generate wanted more memory than there is: take what it had as its peak."""
 
     def device_bytes(self) -> int | None:
         """Device memory in use now, None where unknown."""

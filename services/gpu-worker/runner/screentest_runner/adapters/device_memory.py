@@ -16,7 +16,7 @@ def cap_memory(cap_gib: float) -> None:
 
 
 class PhaseMemory:
-    """Peak device memory of each phase that has ended, in bytes, by the phase's name."""
+    """Peak device memory of each phase that is over, in bytes, by the phase's name."""
 
     def __init__(self, *, is_known: bool) -> None:
         self.is_known = is_known  # not on a cpu
@@ -40,9 +40,17 @@ class PhaseMemory:
         import torch
 
         torch.cuda.synchronize()
+        self.phase_failed(phase)
+        torch.cuda.reset_peak_memory_stats()
+
+    def phase_failed(self, phase: Phase) -> None:
+        """Its peak so far, by torch's own count: the device may have nothing left to answer with."""
+        if not self.is_known:
+            return
+        import torch
+
         self.held[phase.value] = torch.cuda.max_memory_reserved()
         self.tensors[phase.value] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
 
     def held_now(self) -> int | None:
         """Bytes that torch holds at this moment; None where unknown."""

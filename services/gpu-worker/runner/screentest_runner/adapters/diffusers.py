@@ -300,6 +300,9 @@ class DiffusersAdapter:
 
     # --- memory
 
+    def phase_failed(self, phase: Phase) -> None:
+        self._memory.phase_failed(phase)
+
     def device_bytes(self) -> int | None:
         return self._memory.held_now()
 

@@ -47,6 +47,7 @@ class StubAdapter:
     def __init__(self, lane: dict[str, Any]) -> None:
         self._lane = lane
         self._memory = PretendedMemory(None)
+        self._call: dict[str, Any] = {}
         self._peaks: dict[str, int] | None = None
 
     def prepare(self) -> dict[str, str]:
@@ -65,7 +66,7 @@ class StubAdapter:
     def generate(self, generate: Generate, progress: AttemptProgress) -> Clip:
         call = generate.call
         steps = int(call["steps"])
-        self._peaks = None
+        self._call, self._peaks = call, None
         self._memory.take(call, Phase.ENCODING_PROMPT)
         progress.enter(Phase.DENOISING)
         self._memory.take(call, Phase.DENOISING)
@@ -78,6 +79,13 @@ class StubAdapter:
         self._peaks = peaks_bytes(call)
         frames = int(call["num_frames"]) - (1 if strikes(call, "truncated") else 0)
         return draw(generate, frames)
+
+    def phase_failed(self, phase: Phase) -> None:
+        """It got nothing for that phase; what came before fitted."""
+        pretended = peaks_bytes(self._call) or {}
+        order = list(Phase)
+        fitted = [before.value for before in MEMORY_PHASES if order.index(before) < order.index(phase)]
+        self._peaks = {name: pretended[name] for name in fitted if name in pretended}
 
     def device_bytes(self) -> int | None:
         return None
