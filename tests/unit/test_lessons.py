@@ -125,6 +125,17 @@ def test_a_clip_beside_a_stranger_teaches_nothing() -> None:
     assert lessons.winning_rungs.first_rung(spec, "NVIDIA Test") == spec.first_rung
 
 
+def test_a_clip_of_an_older_lane_file_teaches_nothing_of_the_lane_of_today() -> None:
+    """It may have had another dtype or attention: its memory and rate are another model's."""
+    lessons = Lessons(CATALOGUE)
+    spec, _ = planned(lessons)
+    older = replace(spec, lane_digest="older")
+    lessons.learn(older, 1, clip_of(older), shared_gpu=False)
+    assert planned(lessons)[1][0].clip_s is None
+    assert lessons.winning_rungs.first_rung(spec, "NVIDIA Test") == spec.first_rung
+    assert lessons.winning_rungs.first_rung(older, "NVIDIA Test") == 1
+
+
 def test_an_attempt_without_clip_teaches_nothing() -> None:
     lessons = Lessons(CATALOGUE)
     spec, _ = planned(lessons)

@@ -27,6 +27,7 @@ class Circumstance:
     """
 
     lane_id: str
+    lane_digest: str
     rungs: tuple[str, ...]
     width_px: int
     height_px: int
@@ -39,6 +40,7 @@ class Circumstance:
 def circumstance(spec: JobSpec, gpu_name: str | None) -> Circumstance:
     return Circumstance(
         lane_id=spec.lane_id,
+        lane_digest=spec.lane_digest,
         rungs=spec.rungs,
         width_px=spec.width_px,
         height_px=spec.height_px,

@@ -23,16 +23,19 @@ class Lessons:
 
     def __init__(self, catalogue: Mapping[str, lanes.Lane] = NO_LANES, measured: Measured = NOTHING_MEASURED) -> None:
         self._catalogue = catalogue
+        self._digests = {lane_id: lanes.lane_digest(lane) for lane_id, lane in catalogue.items()}  # 0.5 ms each
         self._measured = measured
         self._known: dict[tuple[object, ...], Estimate] = {}
         self.winning_rungs = WinningRungs()
 
     def learn(self, spec: JobSpec, rung: int, outcome: Outcome, *, shared_gpu: bool) -> None:
-        """From the end of an attempt. A clip made beside a stranger says nothing about the card alone."""
+        """From the end of an attempt. A clip made beside a stranger says nothing about the card alone, and one of an
+        older lane file, with another dtype or ladder, nothing about the lane of today.
+        """
         if shared_gpu:
             return
         self.winning_rungs.learn(spec, rung, outcome)
-        lane = self._catalogue.get(spec.lane_id)
+        lane = self._lane_of(spec)
         if lane is None:
             return
         # Every model's ladder has a rung that only streams; it is left out where host and device share their memory.
@@ -67,8 +70,8 @@ class Lessons:
 
     def of_job(self, spec: JobSpec, rung: int, placement: Placement) -> Estimate | None:
         """What is known now, which may be more than its plan knew; None when its lane file has changed since."""
-        lane = self._catalogue.get(spec.lane_id)
-        if lane is None or lanes.lane_digest(lane) != spec.lane_digest:
+        lane = self._lane_of(spec)
+        if lane is None:
             return None
         work = Work(
             weights=spec.weights,
@@ -80,6 +83,10 @@ class Lessons:
             memory_cap_gib=spec.memory_cap_gib,
         )
         return self._estimate(lane, work, rung, placement)
+
+    def _lane_of(self, spec: JobSpec) -> lanes.Lane | None:
+        """The job's lane; None when its file is gone or has changed since."""
+        return self._catalogue.get(spec.lane_id) if self._digests.get(spec.lane_id) == spec.lane_digest else None
 
     def _estimate(self, lane: lanes.Lane, work: Work, rung: int, placement: Placement) -> Estimate:
         """Computed once for all jobs alike: ten thousand of them wait in a queue."""
