@@ -8,6 +8,7 @@ from typing import Any
 
 from screentest_runner import full_random
 from screentest_runner.adapters.encoders import ENCODERS, ReleasedEncoder, encoder_names
+from screentest_runner.adapters.turns import Turns
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.protocol import FailureClass
 
@@ -63,7 +64,7 @@ class Placement:
         if self._offload_type is not None:
             self._stream()
         elif self._moves_whole_models:
-            pipe.enable_model_cpu_offload(device=self._device)
+            Turns(pipe, self._device)
         else:
             pipe.to(self._device)
         if self._releases:
