@@ -410,7 +410,17 @@ def test_a_lane_left_alone_runs_its_own_settings_without_marks() -> None:
         assert (plan.width_px, plan.height_px, plan.num_frames) == tuple(
             lane.defaults[name] for name in ("width_px", "height_px", "num_frames")
         )
-        assert {mark.parameter for mark in plan.marks} <= {"prompt", "audio"}
+        assert {mark.parameter for mark in plan.marks} <= {"prompt", "audio", "keyframe"}
+
+
+def test_a_keyframe_that_loses_its_edges_is_marked() -> None:
+    """In the plan, so that manifest, table and report carry it as they carry every other change."""
+    wide = replace(KEYFRAME, width_px=1920, height_px=512)
+    cut = marks(only_lane(asked(SVD, keyframe=wide, weights=Weights.HUB)))["keyframe"]
+    assert (cut.kind, cut.requested, cut.effective) == (MarkKind.CLAMPED, "1920x512", "1024x576")
+    fitting = replace(KEYFRAME, width_px=2048, height_px=1152)
+    assert "keyframe" not in marks(only_lane(asked(SVD, keyframe=fitting, weights=Weights.HUB)))
+    assert "keyframe" not in marks(only_lane(asked(WAN, keyframe=wide)))
 
 
 def test_miniature_weights_run_the_miniature_settings() -> None:
@@ -442,6 +452,7 @@ def test_a_size_a_lane_cannot_do_becomes_the_nearest_multiple_and_is_marked() ->
     assert {name: (mark.kind, mark.requested, mark.effective) for name, mark in marks(lane).items()} == {
         "width_px": (MarkKind.CLAMPED, "1000", "1024"),
         "height_px": (MarkKind.CLAMPED, "20", "64"),
+        "keyframe": (MarkKind.CLAMPED, "768x512", "1024x64"),
         "prompt": (MarkKind.DROPPED, "given", "none"),
     }
 

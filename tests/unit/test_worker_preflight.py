@@ -105,13 +105,6 @@ class TestDecision:
         ]
         assert all(problem.reason in decision.detail for problem in decision.problems)
 
-    def test_keyframe_of_another_shape_is_cut_and_said(self) -> None:
-        job = spec(task=Task.I2V, keyframe=KEYFRAME)
-        assert preflight.decide(facts(), job).verdict is Verdict.OK  # 192x128 is the shape of 96x64
-        square = preflight.decide(facts(), replace(job, keyframe=replace(KEYFRAME, width_px=128)))
-        assert (square.verdict, square.fixed) == (Verdict.FIXED, ("keyframe 128x128 cut to the shape 96x64",))
-        assert square.reason == square.fix == ""
-
     def test_weights_of_a_folder_count_where_they_are_used(self) -> None:
         nowhere = WeightsFolder(path="models/wan", exists=False, root=Part(), parts={})
         found = facts(WAN, weights=nowhere, expected=Expectation.of_lane(WAN))

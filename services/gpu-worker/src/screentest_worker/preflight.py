@@ -80,7 +80,7 @@ def decide(facts: Facts, spec: JobSpec, rung: int | None = None) -> Decision:
         problems += (admitted.problem,)
     if problems:
         return _refused(problems, admitted.available_bytes)
-    fixed = tuple(text for text in (*_fitted_keyframe(spec), admitted.fixed) if text)
+    fixed = (admitted.fixed,) if admitted.fixed else ()
     return Decision(
         verdict=Verdict.FIXED if fixed else Verdict.OK,
         fixed=fixed,
@@ -172,13 +172,6 @@ def _keyframe(spec: JobSpec) -> Iterator[Problem]:
     elif spec.keyframe.width_px < 1 or spec.keyframe.height_px < 1:
         reason = f"the keyframe has {spec.keyframe.width_px}x{spec.keyframe.height_px} pixels"
         yield Problem(check=Check.KEYFRAME, reason=reason, fix="upload the keyframe again and submit with the new one")
-
-
-def _fitted_keyframe(spec: JobSpec) -> Iterator[str]:
-    """Another aspect ratio loses its edges: the runner scales to cover and cuts at the centre."""
-    picture = spec.keyframe
-    if picture is not None and picture.width_px * spec.height_px != picture.height_px * spec.width_px:
-        yield f"keyframe {picture.width_px}x{picture.height_px} cut to the shape {spec.width_px}x{spec.height_px}"
 
 
 def _rung(lane: Lane, spec: JobSpec, rung: int) -> Iterator[Problem]:

@@ -267,9 +267,20 @@ def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], 
             marks.append(_mark(MarkKind.RENAMED, name, value, f"{keyword}={value}", f"{lane.title} calls it {keyword}"))
     if not lane.takes("prompt"):
         marks.append(_mark(MarkKind.DROPPED, "prompt", "given", "none", f"{lane.title} takes no prompt"))
+    marks += _cut_keyframe(lane, spec, settings)
     if lane.audio == "dropped":
         marks.append(_mark(MarkKind.DROPPED, "audio", "made", "none", f"{lane.title} makes sound too; a clip has none"))
     return settings, tuple(marks)
+
+
+def _cut_keyframe(lane: lanes.Lane, spec: SweepSpec, settings: Mapping[str, lanes.Value]) -> Iterable[Mark]:
+    """Of another aspect ratio it loses its edges: the runner scales to cover and cuts at the centre."""
+    picture = spec.keyframe if lane.task == "i2v" else None
+    width_px, height_px = int(settings["width_px"]), int(settings["height_px"])
+    if picture is None or picture.width_px * height_px == picture.height_px * width_px:
+        return
+    asked, made = f"{picture.width_px}x{picture.height_px}", f"{width_px}x{height_px}"
+    yield _mark(MarkKind.CLAMPED, "keyframe", asked, made, "scaled to cover, its edges cut")
 
 
 # Keywords that mean something else than our name says: the reader must know which knob was turned.
