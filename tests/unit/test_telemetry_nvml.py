@@ -179,6 +179,15 @@ def test_a_driver_without_events_still_samples() -> None:
     assert len(read(nvml).samples) == 1
 
 
+def test_a_card_without_events_does_not_silence_the_others() -> None:
+    card = Card(
+        nvmlDeviceGetCount=2,
+        nvmlDeviceGetSupportedEventTypes=iter([pynvml.NVMLError_NotSupported(), 0xA]),
+    )
+    Nvml(card).troubles()
+    assert card.calls.count("nvmlDeviceRegisterEvents") == 1
+
+
 @pytest.mark.parametrize("number", [13, 31, 43, 45, 63, 94, 154])
 def test_what_an_application_did_needs_no_person(number: int) -> None:
     assert not xids.meaning(number).needs_person

@@ -291,15 +291,18 @@ class Nvml:
         return GpuSample(boottime_ns=boottime_ns, gpu_uuid=uuid, unavailable=tuple(unavailable), **values)
 
     def _listening(self, devices: tuple[_Device, ...]) -> Any:
-        """An event set with every GPU in it; None where the driver has no events (then only a loss is seen)."""
-        events: Any = None
+        """An event set with every GPU that has events; None where the driver has none (then only a loss is seen)."""
         try:
             events = self._nvml.nvmlEventSetCreate()
-            for device in devices:
-                known = int(self._nvml.nvmlDeviceGetSupportedEventTypes(device.handle))
-                self._nvml.nvmlDeviceRegisterEvents(device.handle, EVENTS & known, events)
         except pynvml.NVMLError as error:
             log.warning("xids_not_heard", error=str(error))
+            return None
+        for device in devices:
+            try:
+                known = int(self._nvml.nvmlDeviceGetSupportedEventTypes(device.handle))
+                self._nvml.nvmlDeviceRegisterEvents(device.handle, EVENTS & known, events)
+            except pynvml.NVMLError as error:  # a desktop card beside the one that computes: that one is heard
+                log.warning("xids_not_heard", gpu=device.info.uuid, error=str(error))
         return events
 
     def _take_events(self, devices: tuple[_Device, ...]) -> None:
