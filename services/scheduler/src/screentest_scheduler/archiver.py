@@ -197,7 +197,7 @@ class Archiver:
         ended = await asyncio.to_thread(_ended_attempts, events)
         if not ended:
             return []
-        jobs = await self._journal.views(self._ledger.sweep_jobs(sweep_id))
+        jobs = await self._journal.sweep_views(sweep_id)
         return [message for stretch in archiving.stretches(jobs, ended) for message in await self._vitals_of(stretch)]
 
     async def _vitals_of(self, stretch: Stretch) -> list[Message]:
