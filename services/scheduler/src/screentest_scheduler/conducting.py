@@ -161,9 +161,7 @@ class Conductor:
                 await self._guarded(self._journal.write_missing_jobs(sweep_id), sweep=sweep_id)
         entries = (*self._ledger.active_jobs(), *self._ledger.expiring_jobs())
         for some in batched(dict.fromkeys(entry.spec.job_id for entry in entries)):
-            await asyncio.gather(
-                *(self._guarded(self._follow_up(self._ledger.job(job_id), group), job=job_id) for job_id in some)
-            )
+            await asyncio.gather(*(self._guarded(self._follow_up(job_id, group), job=job_id) for job_id in some))
         for sweep in self.settler.due():
             group.create_task(self.settler.settle(sweep))
         for place in self.places():
@@ -181,9 +179,9 @@ class Conductor:
 
     # ---- what follows for one job
 
-    async def _follow_up(self, entry: Entry, group: asyncio.TaskGroup) -> None:
-        """Appends what must follow: at most one terminal event."""
-        job_id = entry.spec.job_id
+    async def _follow_up(self, job_id: str, group: asyncio.TaskGroup) -> None:
+        """Appends what must follow: at most one terminal event. NotFound when its sweep has left meanwhile."""
+        entry = self._ledger.job(job_id)
         if entry.state.is_terminal or job_id in self._completing:
             return
         entry = await self._end_if_lost(entry)
@@ -471,7 +469,8 @@ class Conductor:
     async def cancel_all(self, job_ids: Sequence[str], by: str) -> int:
         """``cancel`` of many, some at a time; for how many a cancel was written now.
 
-        It goes on when its caller has given up: half a sweep would go on computing.
+        It goes on when its caller has given up, and past a job that changes too fast: half a sweep would go on
+        computing. NotPossibleNow tells of such a job when all others are cancelled.
         """
         working = asyncio.ensure_future(self._cancel_all(job_ids, by))
         self._cancelling.add(working)
@@ -479,8 +478,21 @@ class Conductor:
         return await asyncio.shield(working)
 
     async def _cancel_all(self, job_ids: Sequence[str], by: str) -> int:
-        written = [await asyncio.gather(*(self.cancel(job_id, by) for job_id in some)) for some in batched(job_ids)]
-        return sum(map(sum, written))
+        written = 0
+        too_fast: list[NotPossibleNow] = []
+
+        async def cancel(job_id: str) -> bool:
+            try:
+                return await self.cancel(job_id, by)
+            except NotPossibleNow as error:
+                too_fast.append(error)
+                return False
+
+        for some in batched(job_ids):
+            written += sum(await asyncio.gather(*map(cancel, some)))
+        if too_fast:
+            raise too_fast[0]
+        return written
 
     async def undrain(self, host: str, device: str, by: str) -> None:
         if not self._ledger.device(host, device).drained_reason:

@@ -1,0 +1,46 @@
+"""What a conductor does with many jobs at once when one of them is in trouble."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from screentest.errors import NotPossibleNow
+from screentest_scheduler.conducting import AT_ONCE, Conductor
+from screentest_scheduler.ledger import Ledger
+
+
+def conductor() -> Conductor:
+    """With a ledger of its own; nothing below talks to a broker or a depot."""
+    return Conductor(None, None, Ledger(), None, (), ack_wait_s=30.0, drain_after_s=60.0)  # type: ignore[arg-type]
+
+
+async def test_job_that_changes_too_fast_leaves_no_other_uncancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a sweep of ten thousand the tail lags behind by seconds: one refusal left all later jobs computing."""
+    subject, cancelled = conductor(), []
+
+    async def cancel(job_id: str, by: str) -> bool:
+        if job_id == "job-3":
+            raise NotPossibleNow(f"job {job_id} changes too fast to cancel it; try again")
+        cancelled.append(job_id)
+        return True
+
+    monkeypatch.setattr(subject, "cancel", cancel)
+    job_ids = [f"job-{number}" for number in range(3 * AT_ONCE)]
+    with pytest.raises(NotPossibleNow, match="job-3"):
+        await subject.cancel_all(job_ids, "ada")
+    assert set(job_ids) - set(cancelled) == {"job-3"}
+
+
+async def test_job_whose_sweep_has_left_ends_no_scheduler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second scheduler may archive a sweep while this one passes over its jobs."""
+    subject = conductor()
+
+    class Gone:
+        spec = type("Spec", (), {"job_id": "job-of-a-sweep-that-left"})
+
+    monkeypatch.setattr(subject._ledger, "active_jobs", lambda: [Gone])
+    monkeypatch.setattr(subject, "places", lambda: ())
+    async with asyncio.TaskGroup() as group:
+        await subject._pass(group)
