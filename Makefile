@@ -25,7 +25,8 @@ TYPED := proto/src/screentest \
 	$(addprefix services/gpu-worker/src/screentest_worker/,admission.py device_memory.py doctor.py findings.py \
 		model_env.py outcome.py pipeline_call.py pipeline_rules.py preflight.py rung.py signature.py tensor_header.py \
 		trials.py weights_folder.py weights_layout.py) \
-	$(addprefix services/reporter/src/screentest_reporter/,model_table.py vitals.py energy.py) \
+	$(addprefix services/reporter/src/screentest_reporter/,answer_noise.py controls.py energy.py finding.py model_table.py \
+		ranking.py scoring.py vitals.py) \
 	ui/src/screentest_ui
 
 PROJECTS := pyproject.toml $(wildcard */pyproject.toml services/*/pyproject.toml services/*/*/pyproject.toml)

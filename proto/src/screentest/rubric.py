@@ -125,13 +125,10 @@ class Rubric:
     def is_for(self, prompt: str) -> bool:
         return self.prompt_sha256 == prompt_sha256(prompt)
 
-    def element(self, element_id: str) -> Element:
-        """Raises KeyError for an id that it does not have."""
-        return {element.id: element for element in self.elements}[element_id]
-
     def parents_first(self) -> tuple[Element, ...]:
         """The elements in an order in which no element comes before one that it depends on."""
-        return tuple(self.element(element_id) for element_id in _sorted_ids(self.elements))
+        by_id = {element.id: element for element in self.elements}
+        return tuple(by_id[element_id] for element_id in _sorted_ids(self.elements))
 
 
 def prompt_sha256(prompt: str) -> str:
