@@ -109,11 +109,9 @@ class Replay:
     survivors: tuple[int, ...] = ()
 
     def seconds(self, lane_id: str) -> float:
-        """From the first attempt's start to the last one's end."""
-        attempts = self.jobs[lane_id].attempts
-        began, ended = attempts[0].started or attempts[0].admitted, attempts[-1].ended
-        assert ended is not None
-        return table.seconds_between(began, ended)
+        """On the device, of all attempts together; a lower rung may have waited for other lanes in between."""
+        took = [table.attempt_s(attempt) for attempt in self.jobs[lane_id].attempts]
+        return sum(seconds for seconds in took if seconds is not None)
 
     def classes(self, lane_id: str) -> list[FailureClass | None]:
         """How each attempt ended."""
