@@ -415,11 +415,14 @@ def _is_content(path: Path, file: WantedFile) -> bool:
 
 
 def _link(source: Path, target: Path) -> None:
-    """A second name for the same bytes; a copy where the file system has no hard links (exFAT)."""
+    """A second name for the same bytes; else (exFAT, another disk) a copy, which is named when it is whole."""
     try:
         os.link(source.resolve(), target)
     except OSError:
-        shutil.copyfile(source, target)
+        draft = target.with_name(f"{target.name}.copy")
+        shutil.copyfile(source, draft)
+        _sync(draft)
+        draft.rename(target)
 
 
 def _sync(path: Path) -> None:
