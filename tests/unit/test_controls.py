@@ -28,7 +28,7 @@ def run_all(judge: Judge, clip: Clip = IN_ORDER) -> Verdict:
 
 
 def results(verdict: Verdict) -> dict[Control, Result]:
-    return {finding.control: finding.result for finding in verdict.findings}
+    return {found.control: found.result for found in verdict.results}
 
 
 def always_yes(_: Element, __: int, ___: Clip) -> float:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from screentest import rubric as rubrics
-from screentest_reporter import scoring
+from screentest_reporter import answer_noise, scoring
+from screentest_reporter.answer_noise import Answers
 from screentest_reporter.scoring import Cap, Score
 from tests.made_judgements import (
     FIRST_FRAME,
@@ -195,6 +196,16 @@ def test_unsure_answers_widen_the_interval_beyond_the_floor() -> None:
     # Beta(5, 5): the 10 % quantile is 0.30, so half of the range is 2.0.
     assert unsure.half_width == pytest.approx(2.0, abs=0.35)
     assert unsure.confidence == "low"
+
+
+def test_noise_is_the_same_for_the_same_answers_in_any_order() -> None:
+    def total(answers: Answers) -> float:
+        return sum(p for key, row in sorted(answers.items()) for p in row if p is not None)
+
+    first = answer_noise.half_width({"a": (0.5, 0.3), "b": (0.7, None)}, total)
+    assert first > 0
+    assert answer_noise.half_width({"b": (0.7, None), "a": (0.5, 0.3)}, total) == first
+    assert answer_noise.half_width({"a": (0.0, 1.0, None)}, total) == 0
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,8 @@ def half_width(answers: Answers, score: Callable[[Answers], float | None]) -> fl
     middle, because the mean of the two largest answers grows with noise.
     """
     random = Random(SEED)
-    drawn = (score({key: _drawn(row, random) for key, row in answers.items()}) for _ in range(DRAWS))
+    ordered = sorted(answers.items())  # the order in which a judge answered must not change the draws
+    drawn = (score({key: _drawn(row, random) for key, row in ordered}) for _ in range(DRAWS))
     found = sorted(value for value in drawn if value is not None)
     return (_quantile(found, 0.9) - _quantile(found, 0.1)) / 2 if found else 0.0
 

@@ -61,7 +61,7 @@ class ControlRun:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Finding:
+class ControlResult:
     """One control's result and why, in one phrase with its numbers."""
 
     control: Control
@@ -71,9 +71,9 @@ class Finding:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """findings: one per control, in the order of Control. why_greyed: empty where the column may be believed."""
+    """results: one per control, in the order of Control. why_greyed: empty where the column may be believed."""
 
-    findings: tuple[Finding, ...]
+    results: tuple[ControlResult, ...]
     why_greyed: str
 
     @property
@@ -82,11 +82,11 @@ class Verdict:
 
     @property
     def held(self) -> int:
-        return sum(finding.result is Result.HELD for finding in self.findings)
+        return sum(found.result is Result.HELD for found in self.results)
 
     @property
     def text(self) -> str:
-        return f"controls {self.held}/{len(self.findings)}"
+        return f"controls {self.held}/{len(self.results)}"
 
 
 # Without these two held nothing shows that the judge reads the prompt and looks at the picture.
@@ -101,25 +101,25 @@ def verdict(rubric: Rubric, reference: Judgement, runs: Sequence[ControlRun]) ->
     by_control = {run.control: run for run in runs}
     reason = scoring.why_not(rubric, reference)
     clip = None if reason else scoring.combine(rubric, reference.answers, {})
-    findings = tuple(_finding(control, reference, clip, by_control.get(control)) for control in Control)
-    return Verdict(findings=findings, why_greyed=_why_greyed(findings))
+    results = tuple(_control_result(control, reference, clip, by_control.get(control)) for control in Control)
+    return Verdict(results=results, why_greyed=_why_greyed(results))
 
 
-def _why_greyed(findings: Sequence[Finding]) -> str:
-    return "; ".join(
-        f"{finding.control.value} {finding.result.value}: {finding.why}" for finding in findings if _greys(finding)
-    )
+def _why_greyed(results: Sequence[ControlResult]) -> str:
+    return "; ".join(f"{found.control.value} {found.result.value}: {found.why}" for found in results if _greys(found))
 
 
-def _greys(finding: Finding) -> bool:
-    if finding.result is Result.UNDECIDED:
-        return finding.control in _MUST_HOLD
-    return finding.result is not Result.HELD
+def _greys(found: ControlResult) -> bool:
+    if found.result is Result.UNDECIDED:
+        return found.control in _MUST_HOLD
+    return found.result is not Result.HELD
 
 
-def _finding(control: Control, reference: Judgement, clip: Parts | None, run: ControlRun | None) -> Finding:
+def _control_result(
+    control: Control, reference: Judgement, clip: Parts | None, run: ControlRun | None
+) -> ControlResult:
     result, why = _result(control, reference, clip, run)
-    return Finding(control=control, result=result, why=why)
+    return ControlResult(control=control, result=result, why=why)
 
 
 def _result(control: Control, reference: Judgement, clip: Parts | None, run: ControlRun | None) -> tuple[Result, str]:
