@@ -20,6 +20,9 @@ OOM_BY_PHASE = {
 CHANNELS_TEXT = re.compile(r"expected input\[.*\] to have \d+ channels, but got \d+ channels")
 LAYOUT_TEXT = re.compile(r"no file named (model_index\.json|config\.json|.*\.safetensors)", re.IGNORECASE)
 CONDITIONING_TEXT = re.compile(r"Image features and image tokens do not match")
+# what is no torch.OutOfMemoryError: CUDA's own allocations (deepbeepmeep/Wan2GP#1083), cuBLAS's and cuDNN's
+DEVICE_OOM_TEXT = re.compile(r"CUDA error: out of memory|CU(BLAS|DNN)_STATUS_ALLOC_FAILED")
+HOST_OOM_TEXT = re.compile(r"DefaultCPUAllocator: can't allocate memory")
 KEYWORD_TEXT = re.compile(r"got an unexpected keyword argument")
 
 
@@ -35,7 +38,7 @@ def classify(error: BaseException, phase: Phase) -> FailureClass:
     """The class of an exception that ended a phase. Anything not known for certain is `unclassified`."""
     if isinstance(error, AttemptFailure):
         return error.failure_class
-    if isinstance(error, MemoryError):
+    if _is_host_oom(error):
         return FailureClass.HOST_OOM
     if _is_device_oom(error):
         return OOM_BY_PHASE[phase]
@@ -53,9 +56,17 @@ def classify(error: BaseException, phase: Phase) -> FailureClass:
     return FailureClass.UNCLASSIFIED
 
 
+def _is_host_oom(error: BaseException) -> bool:
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and HOST_OOM_TEXT.search(str(error)) is not None
+    )
+
+
 def _is_device_oom(error: BaseException) -> bool:
     torch = sys.modules.get("torch")  # not imported here: the stub lane has no torch
-    return torch is not None and isinstance(error, torch.OutOfMemoryError)
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.OutOfMemoryError) or DEVICE_OOM_TEXT.search(str(error)) is not None
 
 
 def _is_gpu_fault(error: BaseException) -> bool:
