@@ -198,7 +198,8 @@ class Archiver:
         if not ended:
             return []
         jobs = await self._journal.sweep_views(sweep_id)
-        return [message for stretch in archiving.stretches(jobs, ended) for message in await self._vitals_of(stretch)]
+        stretches = await asyncio.to_thread(archiving.stretches, jobs, ended)
+        return [message for stretch in stretches for message in await self._vitals_of(stretch)]
 
     async def _vitals_of(self, stretch: Stretch) -> list[Message]:
         found = []
