@@ -132,9 +132,13 @@ def house(bus: Bus, store: Store) -> House:
 
 async def play_sweep(house: House, *, clip_of: Callable[..., Any] | None = None) -> list[Any]:
     """One completed row and one failed one, their vitals, a drain in between, settled."""
+    before = (await house.bus.stream_state(subjects.VITALS_STREAM)).last_sequence
     for second in range(70):
         sample = gpu_sample(second, utilisation_percent=96.0, power_w=93.0 + second, energy_mj=90_000 * second)
         await house.bus.publish(subjects.vitals("local"), wire.encode(batch(second, sample)))
+    # Nobody acknowledges them, and each is synced: on a busy disk the events below would overtake them.
+    while (await house.bus.stream_state(subjects.VITALS_STREAM)).last_sequence < before + 70:
+        await asyncio.sleep(0.01)
     claim = RequestClaim(request_id=SWEEP.request_id, content_sha256=SWEEP.content_sha256, sweep_id=SWEEP_ID)
     await house.bus.append(
         Append(
