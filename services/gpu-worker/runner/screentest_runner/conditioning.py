@@ -34,7 +34,11 @@ class _Watch:
         if place is None:  # an empty negative prompt, say: the next call may have words
             return
         self._is_probing = True
-        other = encoder(*_with_ids(arguments, ids, place), **_with_ids(keywords, ids, place))
+        try:
+            other = encoder(*_with_ids(arguments, ids, place), **_with_ids(keywords, ids, place))
+        finally:
+            self._is_probing = False
+        # an encoder that fails stays watched: the runner stays warm, and its next prompt is no better
         check_embeddings(self._name, embeddings_of(output), embeddings_of(other), mask)
         self._handle.remove()
 
