@@ -55,6 +55,12 @@ def cell(line: Rehearsed, column: str) -> str:
     return line.cells[COLUMNS.index(column)]
 
 
+def test_making_random_weights_is_not_called_a_load() -> None:
+    """Reading real ones takes as long as the disk wants; nobody has measured it here."""
+    assert "Load" not in COLUMNS
+    assert cell(found(JOB), "Build") == "21 s"
+
+
 def test_a_whole_clip_is_said_as_it_was_measured() -> None:
     assert found(JOB, energy_wh=1.234).cells == (
         "wan",

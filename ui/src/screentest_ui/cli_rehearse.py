@@ -159,4 +159,7 @@ def _show(found: tuple[Rehearsed, ...], sweep: Sweep, *, as_json: bool) -> None:
     if spec.weights is Weights.MINIATURE:
         printing.say("miniature weights: tiny random copies; these numbers say nothing about the models themselves")
     else:
-        printing.say("full-random weights: time, memory and energy are the model's own, the pictures are noise")
+        printing.say(
+            "full-random weights: time, memory and energy of a clip are the model's own, the pictures are noise; "
+            "a build says nothing of loading real weights from a disk"
+        )

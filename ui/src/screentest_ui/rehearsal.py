@@ -13,7 +13,7 @@ from screentest.folding import status
 from screentest.records import Job, JobState, LanePlan, Outcome, SkippedLane
 from screentest_ui.panel_text import duration
 
-COLUMNS = ("Lane", "Fits at", "Peak memory", "Load", "Step", "Decode", "Clip", "Energy", "Smallest card", "Note")
+COLUMNS = ("Lane", "Fits at", "Peak memory", "Build", "Step", "Decode", "Clip", "Energy", "Smallest card", "Note")
 NOT_MEASURED = "not measured"
 PHASE_WORDS = {"loading": "load", "encoding_prompt": "encode", "denoising": "denoise", "decoding": "decode"}
 CLIP_PHASES = ("encoding_prompt", "denoising", "decoding")
@@ -23,7 +23,8 @@ CLIP_PHASES = ("encoding_prompt", "denoising", "decoding")
 class Rehearsed:
     """One lane. None = not measured.
 
-    ``rung``: at which it fits, None = at none. ``steps``: that ran; ``full_steps``: of a whole clip. ``clip_s``: a
+    ``rung``: at which it fits, None = at none. ``build_s``: making and placing random weights, which says
+    nothing of reading real ones from a disk. ``steps``: that ran; ``full_steps``: of a whole clip. ``clip_s``: a
     whole clip after the load, ``is_extrapolated`` when fewer steps ran than it has. ``energy_wh``: of the attempt as it
     ran. ``note``: why there is no clip, what a rung took from the picture, the rungs that did not fit.
     """
@@ -34,7 +35,7 @@ class Rehearsed:
     rung: str | None
     steps: int
     full_steps: int
-    load_s: float | None = None
+    build_s: float | None = None
     encode_s: float | None = None
     step_s: float | None = None
     decode_s: float | None = None
@@ -52,7 +53,7 @@ class Rehearsed:
             self.lane_id,
             self.rung or self.status,
             self._peaks,
-            _seconds(self.load_s),
+            _seconds(self.build_s),
             NOT_MEASURED if self.step_s is None else f"{self.step_s:.3g} s",
             _seconds(self.decode_s),
             self._clip,
@@ -141,7 +142,7 @@ def _rehearsed(
         rung=attempt.rung_name if has_clip and attempt is not None else None,
         steps=job.spec.steps,
         full_steps=full_steps,
-        load_s=seconds.get("loading"),
+        build_s=seconds.get("loading"),
         encode_s=seconds.get("encoding_prompt"),
         step_s=outcome.step_s if outcome is not None else None,
         decode_s=seconds.get("decoding") if has_clip else None,
