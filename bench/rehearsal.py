@@ -39,6 +39,7 @@ RUNNER_SOURCE = ROOT / "services" / "gpu-worker" / "runner"
 sys.path[:0] = [str(RUNNER_SOURCE), str(ROOT / "proto" / "src")]
 
 from screentest.lanes import Lane, call_at, load_lane  # noqa: E402
+from screentest.memory import BYTES_OF, DENOISERS, GIB  # noqa: E402
 from screentest_runner.protocol import (  # noqa: E402
     REPLY_FD_VARIABLE,
     Decoded,
@@ -61,9 +62,6 @@ from screentest_runner.protocol import (  # noqa: E402
     to_line,
 )
 
-GIB = 2**30
-BYTES_OF = {"float32": 4, "float16": 2, "bfloat16": 2}
-DENOISERS = ("transformer", "transformer_2", "unet")
 PROMPT = "A cathedral of obsidian under cracked glass, two figures in heavy coats, slow dolly in, film grain."
 BARE = "bare"  # attempts whose id begins so are the pipeline alone, see _side_by_side
 LOWER = "lower-cap-"  # attempts whose id begins so run under the GiB that follow, see _side_by_side

@@ -8,7 +8,7 @@ from screentest import lanes, memory
 from screentest.lanes import Lane
 from screentest.measured import Measured, Shape
 from screentest.records import JobSpec
-from screentest_worker.device_memory import GIB, DeviceMemory, gib
+from screentest_worker.device_memory import DeviceMemory, gib
 from screentest_worker.findings import Check, Problem
 
 
@@ -80,7 +80,7 @@ def _shape(spec: JobSpec) -> Shape:
 def _available(device_bytes: int | None, spec: JobSpec) -> int | None:
     """Before the load; a cap says something even of a device that says nothing."""
     if device_bytes is None and spec.memory_cap_gib is not None:
-        return int(spec.memory_cap_gib * GIB) + memory.CONTEXT_BYTES
+        return int(spec.memory_cap_gib * memory.GIB) + memory.CONTEXT_BYTES
     return device_bytes
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from screentest.memory import GIB
 from screentest.records import DeviceFacts, Process
 
-GIB = 2**30
 MEMINFO = Path("/proc/meminfo")
 # A runner's CUDA context and the smallest lane hold more; what is missing below that is the driver's own (0.6 GiB of an
 # H200), and comes back from nobody.

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from screentest.lanes import Lane
+from screentest.memory import DENOISERS
 from screentest_worker.findings import Check, Problem
 from screentest_worker.tensor_header import Broken, Tensor
 from screentest_worker.weights_folder import INDEX, Part, WeightsFolder
-
-DENOISERS: Final = ("transformer", "transformer_2", "unet")
 
 # Entries of a config.json that say what a component is made for; other entries may be left to the class's defaults.
 _CHANNEL_KEYS: Final = (
