@@ -23,10 +23,10 @@ CLIP_PHASES = ("encoding_prompt", "denoising", "decoding")
 class Rehearsed:
     """One lane. None = not measured.
 
-    ``rung``: at which it fits, None = at none. ``build_s``: making and placing random weights, which says
-    nothing of reading real ones from a disk. ``steps``: that ran; ``full_steps``: of a whole clip. ``clip_s``: a
-    whole clip after the load, ``is_extrapolated`` when fewer steps ran than it has. ``energy_wh``: of the attempt as it
-    ran. ``note``: why there is no clip, what a rung took from the picture, the rungs that did not fit.
+    ``rung``: at which it fits, None = at none. ``build_s``: making and placing random weights, which says nothing of
+    reading real ones from a disk. ``steps``: that ran, in ``denoise_s``; ``full_steps``: of a whole clip. ``clip_s``: a
+    whole clip after the build, ``is_extrapolated`` when fewer steps ran than it has. ``energy_wh``: of the attempt as
+    it ran. ``note``: why there is no clip, what a rung took from the picture, the rungs that did not fit.
     """
 
     lane_id: str
@@ -37,6 +37,7 @@ class Rehearsed:
     full_steps: int
     build_s: float | None = None
     encode_s: float | None = None
+    denoise_s: float | None = None
     step_s: float | None = None
     decode_s: float | None = None
     clip_s: float | None = None
@@ -144,6 +145,7 @@ def _rehearsed(
         full_steps=full_steps,
         build_s=seconds.get("loading"),
         encode_s=seconds.get("encoding_prompt"),
+        denoise_s=seconds.get("denoising") if has_clip else None,
         step_s=outcome.step_s if outcome is not None else None,
         decode_s=seconds.get("decoding") if has_clip else None,
         clip_s=_clip_s(outcome, seconds, full_steps, is_part=is_part, extrapolate=extrapolate) if has_clip else None,
