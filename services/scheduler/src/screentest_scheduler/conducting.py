@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Awaitable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 import structlog
@@ -466,32 +466,29 @@ class Conductor:
             return True
         raise NotPossibleNow(f"job {job_id} changes too fast to cancel it; try again")
 
-    async def cancel_all(self, job_ids: Sequence[str], by: str) -> int:
-        """``cancel`` of many, some at a time; for how many a cancel was written now.
+    async def cancel_sweep(self, sweep_id: str, by: str) -> int:
+        """``cancel`` of all its jobs, also of those that a broken submit has not written yet; for how many it was new.
 
-        It goes on when its caller has given up, and past a job that changes too fast: half a sweep would go on
-        computing. NotPossibleNow tells of such a job when all others are cancelled.
+        It goes on when its caller has given up: half a sweep would go on computing.
         """
-        working = asyncio.ensure_future(self._cancel_all(job_ids, by))
+        working = asyncio.ensure_future(self._cancel_sweep(sweep_id, by))
         self._cancelling.add(working)
         working.add_done_callback(self._cancelling.discard)
         return await asyncio.shield(working)
 
-    async def _cancel_all(self, job_ids: Sequence[str], by: str) -> int:
-        written = 0
-        too_fast: list[NotPossibleNow] = []
-
-        async def cancel(job_id: str) -> bool:
-            try:
-                return await self.cancel(job_id, by)
-            except NotPossibleNow as error:
-                too_fast.append(error)
-                return False
-
+    async def _cancel_sweep(self, sweep_id: str, by: str) -> int:
+        """Raises the first error after all of them were tried."""
+        await self._journal.write_missing_jobs(sweep_id)
+        job_ids = [entry.spec.job_id for entry in self._ledger.sweep_jobs(sweep_id)]
+        written, errors = 0, []
         for some in batched(job_ids):
-            written += sum(await asyncio.gather(*map(cancel, some)))
-        if too_fast:
-            raise too_fast[0]
+            for result in await asyncio.gather(*(self.cancel(job_id, by) for job_id in some), return_exceptions=True):
+                if isinstance(result, BaseException):
+                    errors.append(result)
+                else:
+                    written += result
+        if errors:
+            raise errors[0]
         return written
 
     async def undrain(self, host: str, device: str, by: str) -> None:

@@ -109,8 +109,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     async def CancelSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
-            entries = self._ledger.sweep_jobs(request.sweep_id)
-            cancelled = await self._conductor.cancel_all([entry.spec.job_id for entry in entries], BY)
+            cancelled = await self._conductor.cancel_sweep(request.sweep_id, BY)
             return scheduler_pb2.CancelSweepResponse(jobs=cancelled)
 
         return await _answer(context, call)
