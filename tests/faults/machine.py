@@ -226,13 +226,15 @@ class Machine:
         return list(await self.ask(lambda client: client.list_jobs(sweep_id)))
 
     async def settled(self, sweep_id: str, within_s: float = 60.0) -> list[Job]:
-        """Waits until every job is terminal and the sweep says so."""
+        """Its jobs, when every one is terminal and the sweep says so."""
+        await self.over(sweep_id, within_s)
+        return await self.jobs(sweep_id)
 
+    async def over(self, sweep_id: str, within_s: float = 60.0) -> None:
         async def look() -> bool | None:
             return (await self.ask(lambda client: client.get_sweep(sweep_id))).settled is not None or None
 
         await self.until(look, within_s, f"end of {sweep_id}")
-        return await self.jobs(sweep_id)
 
     async def until(self, look: Callable[[], Any], within_s: float, what: str) -> Any:
         try:

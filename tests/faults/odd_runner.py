@@ -38,6 +38,7 @@ stub.strike = changed
 """
 ENDS_AFTER_IT = DAEMONISES.format(after="os._exit(0)")
 STAYS_AFTER_IT = DAEMONISES.format(after="os.wait(); time.sleep(3600)")
+GOES_ON_AFTER_IT = DAEMONISES.format(after="os.wait()")
 SLOW_ENCODER = """
 time.sleep(60)
 """
