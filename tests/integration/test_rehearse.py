@@ -133,7 +133,7 @@ def test_a_part_of_the_steps_is_extrapolated_when_asked(stack: Stack) -> None:
 
 def test_a_person_reads_a_table_and_what_kind_of_weights_ran(stack: Stack) -> None:
     out = stack.ok("rehearse", "--lanes", "stub", "--weights", "miniature")
-    assert "1 of 1 lanes fit\n" in out
+    assert "1 of 1 lanes made a clip\n" in out
     assert "miniature weights: tiny random copies; these numbers say nothing about the models themselves" in out
     assert "Smallest card" in out
 

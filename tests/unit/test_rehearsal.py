@@ -105,7 +105,7 @@ def test_the_way_down_the_ladder_and_its_price_are_noted() -> None:
         "num_frames reduced: 81 -> 41 (rung short); resident: oom_denoise",
     )
     assert rehearsal.headline([line, found(JOB)], 16) == (
-        "2 of 2 lanes fit under 16 GiB, 1 of them without a change to the picture"
+        "2 of 2 lanes made a clip under 16 GiB, 1 of them without a change to the picture"
     )
 
 
@@ -113,7 +113,7 @@ def test_a_lane_that_fits_nowhere_says_why() -> None:
     line = found(History(SPEC).fail(FailureClass.OOM_DECODE, "no memory", "a larger card").job)
     assert (line.rung, cell(line, "Fits at")) == (None, "failed")
     assert line.note == "oom_decode: no memory. Fix: a larger card."
-    assert rehearsal.headline([line], None) == "0 of 1 lanes fit"
+    assert rehearsal.headline([line], None) == "0 of 1 lanes made a clip"
 
 
 def test_a_refused_lane_is_in_the_table() -> None:
@@ -123,4 +123,4 @@ def test_a_refused_lane_is_in_the_table() -> None:
 
 @pytest.mark.parametrize("cap_gib", [None, 16.0])
 def test_headline_counts_what_fits(cap_gib: float | None) -> None:
-    assert rehearsal.headline([found(JOB)], cap_gib) == f"1 of 1 lanes fit{' under 16 GiB' if cap_gib else ''}"
+    assert rehearsal.headline([found(JOB)], cap_gib) == f"1 of 1 lanes made a clip{' under 16 GiB' if cap_gib else ''}"

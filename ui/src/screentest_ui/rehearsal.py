@@ -185,12 +185,12 @@ def _note(job: Job, outcome: Outcome | None) -> str:
 
 
 def headline(found: Sequence[Rehearsed], memory_cap_gib: float | None) -> str:
-    """``8 of 10 lanes fit under 16 GiB, 7 of them without a change to the picture``."""
-    fitting = [item for item in found if item.rung is not None]
-    whole = [item for item in fitting if " reduced: " not in item.note]
+    """``8 of 10 lanes made a clip under 16 GiB, 7 of them without a change to the picture``."""
+    made = [item for item in found if item.rung is not None]
+    whole = [item for item in made if " reduced: " not in item.note]
     under = f" under {memory_cap_gib:g} GiB" if memory_cap_gib is not None else ""
-    changed = "" if len(whole) == len(fitting) else f", {len(whole)} of them without a change to the picture"
-    return f"{len(fitting)} of {len(found)} lanes fit{under}{changed}"
+    changed = "" if len(whole) == len(made) else f", {len(whole)} of them without a change to the picture"
+    return f"{len(made)} of {len(found)} lanes made a clip{under}{changed}"
 
 
 def _seconds(value: float | None) -> str:
