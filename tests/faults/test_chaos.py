@@ -24,7 +24,7 @@ from tests.faults.stack import Stack, evidence, kill_one, published, submit, wai
 LANES = ("stub", "stub-i2v")
 # Runners twice: half of the time there is none to kill.
 VICTIMS = ("worker-stub", "worker-stub-i2v", "runner", "runner", "scheduler", "nats")
-CHAOS_S = 25.0
+CHAOS_S = 16.0
 # One seed here; SCREENTEST_CHAOS_SEEDS="1 2 3" runs others, and a failing one is in the test's name.
 SEEDS = [int(seed) for seed in os.environ.get("SCREENTEST_CHAOS_SEEDS", "20260508").split()]
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -486,7 +487,8 @@ async def test_stranger_on_the_gpu_drains_it_by_name_after_a_while(
     stack.card.run(stranger.pid, GIB)
     sweep_id = await stack.submit()
     job = await stack.waiting(sweep_id, "GPU drained: ")
-    assert f"pid {stranger.pid}" in job.waits_for and "a-stranger" in job.waits_for and "for 2 s" in job.waits_for
+    assert f"pid {stranger.pid}" in job.waits_for and "a-stranger" in job.waits_for
+    assert re.search(r"not clean for [2-9] s", job.waits_for)  # a busy machine asks later
     await asyncio.sleep(1)
     assert (await stack.job(sweep_id)).attempts == ()
     stack.card.end(stranger.pid)
