@@ -109,9 +109,11 @@ class Views:
         progress = None
         if job.state is JobState.RUNNING:
             progress = self._conductor.presence.progress(job.spec.job_id, entry.attempt)
+        # The history was read before: an attempt that has ended since does not wait in what is shown of it.
+        may_wait = job.state in {JobState.QUEUED, JobState.ENDED}
         return replace(
             job,
-            waits_for=self._conductor.waits_for(entry),
+            waits_for=self._conductor.waits_for(entry) if may_wait else "",
             progress=progress,
             expected_wait_s=expected.wait_s,
             expected_run_s=expected.run_s,
