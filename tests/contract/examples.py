@@ -30,12 +30,19 @@ from screentest.records import (
     JobEvent,
     JobSpec,
     JobState,
+    Judged,
+    JudgementFacts,
+    JudgePlan,
+    JudgePurpose,
+    JudgingRequested,
     Keyframe,
     LanePlan,
     Limits,
     Mark,
     MarkKind,
     Outcome,
+    PairOutcome,
+    PairVoted,
     Parameter,
     PhaseMemory,
     PhaseTime,
@@ -43,11 +50,13 @@ from screentest.records import (
     Process,
     Proof,
     ProofKind,
+    Rated,
     Refused,
     RequestClaim,
     Requested,
     RestoreBegun,
     RetryRequested,
+    RubricRef,
     SkippedLane,
     Stamp,
     Started,
@@ -61,6 +70,7 @@ from screentest.records import (
     SweepSpec,
     SweepSubmitted,
     Task,
+    Tick,
     Undrained,
     Version,
     VitalsBatch,
@@ -164,6 +174,25 @@ LANE_PLAN = LanePlan(
     ),
     first_rung=1,
 )
+RUBRIC = RubricRef(
+    prompt_index=1,
+    key="rubrics/" + "e" * 64 + ".json",
+    sha256="e" * 64,
+    size_bytes=9_876,
+    rubric_sha256="f" * 64,
+    approved_by="ada",
+)
+JUDGE_PLAN = JudgePlan(
+    lane_id="qwen3-vl-8b",
+    lane_title="Qwen3-VL 8B",
+    lane_digest="1" * 64,
+    tier="c",
+    host="local",
+    device="gpu-0",
+    limits=LIMITS,
+    weights_repo="Qwen/Qwen3-VL-8B-Instruct",
+    weights_revision="main",
+)
 RECORD = SweepRecord(
     sweep_id=SWEEP_ID,
     request_id="6d0c1c7e-request",
@@ -204,6 +233,24 @@ JOB = JobSpec(
     first_rung=1,
     memory_cap_gib=15.5,
 )
+JUDGE_JOB = replace(
+    JOB,
+    job_id="judge-0123456789ab",
+    lane_id=JUDGE_PLAN.lane_id,
+    lane_title=JUDGE_PLAN.lane_title,
+    task=Task.JUDGE,
+    weights=Weights.HUB,
+    judged=Judged(
+        purpose=JudgePurpose.CONTROLS,
+        job_id=JOB_ID,
+        lane_id=LANE_ID,
+        key=f"{SWEEP_ID}/clips/{LANE_ID}-{JOB_ID}-1-{'b' * 16}.mp4",
+        sha256="b" * 64,
+        size_bytes=1_234_567,
+        rubric=RUBRIC,
+        other_rubric=replace(RUBRIC, prompt_index=0, approved_by=""),
+    ),
+)
 RETRY = replace(JOB, job_id="p1-s42-r1-ba9876543210", retry_of=JOB_ID, retry_index=1)
 RUNNER = Process(
     pid=4242, start_ticks=987_654_321, command="python -m screentest_runner", device_memory_bytes=9 * 2**30
@@ -238,6 +285,13 @@ CLIP = Artifact(
     size_bytes=1_234_567,
     content_type="video/mp4",
 )
+JUDGEMENT = Artifact(
+    kind=ArtifactKind.JUDGEMENT,
+    key=f"{SWEEP_ID}/judgements/qwen3-vl-8b-judge-0123456789ab-1-{'c' * 16}.json",
+    sha256="c" * 64,
+    size_bytes=4_321,
+    content_type="application/json",
+)
 OUTCOME = Outcome(
     failure_class=FailureClass.OOM_DECODE,
     cause="CUDA out of memory while decoding",
@@ -267,6 +321,12 @@ OUTCOME = Outcome(
     marks=(Mark(kind=MarkKind.REDUCED, parameter="num_frames", requested="25", effective="13", reason="rung short"),),
     gpu_name="NVIDIA H200",
 )
+JUDGED = Outcome(
+    failure_class=None,
+    phase="uploading",
+    artifacts=(JUDGEMENT,),
+    judgement=JudgementFacts(tier="c", method="logprobs", calls=320, presence=0.625, badges=("uncalibrated",)),
+)
 
 JobBody = Submitted | Admitted | Started | CancelRequested | AttemptEnded | Completed | Failed | Refused | Cancelled
 SweepBody = (
@@ -279,6 +339,9 @@ SweepBody = (
     | SweepArchived
     | RestoreBegun
     | SweepRestored
+    | JudgingRequested
+    | Rated
+    | PairVoted
 )
 
 
@@ -362,6 +425,9 @@ MESSAGES: dict[str, object] = {
     "job-cancel-requested": _job_event(JobState.RUNNING, CancelRequested(by="ada", started=True)),
     "job-attempt-ended": _job_event(JobState.ENDED, AttemptEnded(outcome=OUTCOME)),
     "job-completed": _job_event(JobState.COMPLETED, Completed(clip=CLIP)),
+    "job-submitted-judge": _job_event(JobState.QUEUED, Submitted(spec=JUDGE_JOB), attempt=0),
+    "job-attempt-ended-judge": _job_event(JobState.ENDED, AttemptEnded(outcome=JUDGED)),
+    "job-completed-judge": _job_event(JobState.COMPLETED, Completed(judgement=JUDGEMENT)),
     "job-failed": _job_event(
         JobState.FAILED, Failed(failure_class=FailureClass.NAN, cause="non-finite latents", fix="use float32")
     ),
@@ -369,6 +435,29 @@ MESSAGES: dict[str, object] = {
     "job-cancelled": _job_event(JobState.CANCELLED, Cancelled(by="ada")),
     "sweep-submitted": _sweep_event(SweepSubmitted(record=RECORD)),
     "sweep-retry-requested": _sweep_event(RetryRequested(spec=RETRY, by="ada")),
+    "sweep-submitted-judged": _sweep_event(
+        SweepSubmitted(
+            record=replace(
+                RECORD,
+                spec=replace(SPEC, judge_lane_ids=(JUDGE_PLAN.lane_id,), rubrics=(RUBRIC,)),
+                judges=(JUDGE_PLAN,),
+                rubrics=(RUBRIC,),
+            )
+        )
+    ),
+    "sweep-judging-requested": _sweep_event(JudgingRequested(judges=(JUDGE_PLAN,), rubrics=(RUBRIC,), by="ada")),
+    "sweep-rated": _sweep_event(
+        Rated(
+            job_id=JOB_ID,
+            rater="ada",
+            score10=6.5,
+            ticks=(Tick(element_id="child", present=True), Tick(element_id="doll", present=False)),
+            rubric_sha256="f" * 64,
+        )
+    ),
+    "sweep-pair-voted": _sweep_event(
+        PairVoted(left_job_id=JOB_ID, right_job_id="p1-s7-ba9876543210", outcome=PairOutcome.BOTH_BAD, rater="ada")
+    ),
     "sweep-settled": _sweep_event(
         SweepSettled(
             jobs=10,

@@ -47,8 +47,8 @@ def _apply(job: Job, event: JobEvent) -> Job:
             return replace(job, cancel_requested=True)
         case AttemptEnded(outcome=outcome):
             return _last_attempt(job, ended=event.stamp, outcome=outcome)
-        case Completed(clip=clip):
-            return replace(job, ended=event.stamp, clip=clip)
+        case Completed(clip=clip, judgement=judgement):
+            return replace(job, ended=event.stamp, clip=clip, judgement=judgement)
         case Failed(failure_class=failure_class, cause=cause, fix=fix):
             return replace(job, ended=event.stamp, failure_class=failure_class, cause=cause, fix=fix)
         case Refused(reason=reason, fix=fix):

@@ -4,13 +4,25 @@ from __future__ import annotations
 
 from screentest.records import ArtifactKind
 
-_SUFFIX = {ArtifactKind.CLIP: "mp4", ArtifactKind.LOG: "log", ArtifactKind.MANIFEST: "json"}
-_FOLDER = {ArtifactKind.CLIP: "clips", ArtifactKind.LOG: "logs", ArtifactKind.MANIFEST: "manifests"}
+_SUFFIX = {
+    ArtifactKind.CLIP: "mp4",
+    ArtifactKind.LOG: "log",
+    ArtifactKind.MANIFEST: "json",
+    ArtifactKind.JUDGEMENT: "json",
+}
+_FOLDER = {
+    ArtifactKind.CLIP: "clips",
+    ArtifactKind.LOG: "logs",
+    ArtifactKind.MANIFEST: "manifests",
+    ArtifactKind.JUDGEMENT: "judgements",
+}
 _CONTENT_TYPE = {
     ArtifactKind.CLIP: "video/mp4",
     ArtifactKind.LOG: "text/plain; charset=utf-8",
     ArtifactKind.MANIFEST: "application/json",
     ArtifactKind.KEYFRAME: "image/png",
+    ArtifactKind.JUDGEMENT: "application/json",
+    ArtifactKind.RUBRIC: "application/json",
 }
 REPORT_CONTENT_TYPES = {
     "html": "text/html; charset=utf-8",
@@ -23,12 +35,16 @@ REPORT_CONTENT_TYPES = {
 
 
 def attempt_object(kind: ArtifactKind, sweep_id: str, lane_id: str, job_id: str, attempt: int, sha256: str) -> str:
-    """Key of a clip, log or manifest. It carries 16 hex of the content: a second put of it finds the same bytes."""
+    """Key of a clip, judgement, log or manifest. Its 16 hex of the content let a second put find the same."""
     return f"{sweep_id}/{_FOLDER[kind]}/{lane_id}-{job_id}-{attempt}-{sha256[:16]}.{_SUFFIX[kind]}"
 
 
 def keyframe(sha256: str) -> str:
     return f"keyframes/{sha256}.png"
+
+
+def rubric(sha256: str) -> str:
+    return f"rubrics/{sha256}.json"
 
 
 def report_file(sweep_id: str, name: str) -> str:

@@ -93,6 +93,21 @@ class ArtifactKind(StrEnum):
     MANIFEST = "manifest"
     REPORT = "report"
     KEYFRAME = "keyframe"
+    JUDGEMENT = "judgement"
+    RUBRIC = "rubric"
+
+
+class JudgePurpose(StrEnum):
+    CLIP = "clip"
+    KEYFRAME = "keyframe"
+    CONTROLS = "controls"
+
+
+class PairOutcome(StrEnum):
+    LEFT = "left"
+    RIGHT = "right"
+    TIE = "tie"
+    BOTH_BAD = "both-bad"
 
 
 class ProofKind(StrEnum):
@@ -138,6 +153,39 @@ class Keyframe:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RubricRef:
+    """A validated rubric in the depot.
+
+    ``sha256`` is of the file under ``key``; ``rubric_sha256`` of what it asks, which every score carries.
+    ``approved_by``: empty = a draft.
+    """
+
+    prompt_index: int
+    key: str
+    sha256: str
+    size_bytes: int
+    rubric_sha256: str
+    approved_by: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What a judge job looks at: a clip (``job_id`` made it) or a keyframe, by its key in the depot.
+
+    ``other_rubric``: of another prompt, asked as a control.
+    """
+
+    purpose: JudgePurpose
+    job_id: str
+    lane_id: str
+    key: str
+    sha256: str
+    size_bytes: int
+    rubric: RubricRef
+    other_rubric: RubricRef | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Requested:
     """Generic parameters a sweep asks of every lane; None = the lane's own default."""
 
@@ -166,6 +214,8 @@ class SweepSpec:
     paused: bool = False
     priority: int = 0
     memory_cap_gib: float | None = None
+    judge_lane_ids: tuple[str, ...] = ()
+    rubrics: tuple[RubricRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -229,6 +279,21 @@ class LanePlan:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgePlan:
+    """What a judge's file said when judging was planned; ``tier``: a (pixels), b (embeddings), c (language model)."""
+
+    lane_id: str
+    lane_title: str
+    lane_digest: str
+    tier: str
+    host: str
+    device: str
+    limits: Limits
+    weights_repo: str = ""
+    weights_revision: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SkippedLane:
     lane_id: str
     lane_title: str
@@ -246,11 +311,16 @@ class SweepRecord:
     spec: SweepSpec
     lanes: tuple[LanePlan, ...]
     skipped: tuple[SkippedLane, ...] = ()
+    judges: tuple[JudgePlan, ...] = ()
+    rubrics: tuple[RubricRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSpec:
-    """One cell of a sweep. Never changes. ``rungs``: as in LanePlan."""
+    """One cell of a sweep, or one judgement of a clip. Never changes. ``rungs``: as in LanePlan.
+
+    ``judged``: only where the task is judge; size, frames and fps are then those that the clip should have.
+    """
 
     job_id: str
     sweep_id: str
@@ -283,6 +353,7 @@ class JobSpec:
     priority: int = 0
     first_rung: int = 0
     memory_cap_gib: float | None = None
+    judged: Judged | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -341,8 +412,23 @@ class PhaseMemory:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgementFacts:
+    """What scheduler and panel need of a judgement; its answers are in the depot.
+
+    ``method``: pixels, embedding, logprobs or sampled. ``calls``: questions asked. ``presence``: mean of the best
+    answer to each question, 0..1, None = no valid answer; only good for choosing a clip.
+    """
+
+    tier: str
+    method: str
+    calls: int = 0
+    presence: float | None = None
+    badges: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """How an attempt ended; ``failure_class`` None = a clip is in the depot.
+    """How an attempt ended; ``failure_class`` None = a clip (of a judge job: a judgement) is in the depot.
 
     ``step_s``: median of the denoising steps without the first. ``marks``: what the attempt's rung changed in the
     picture. ``gpu_name``: as the driver says it, None = computed without a GPU.
@@ -366,6 +452,7 @@ class Outcome:
     step_s: float | None = None
     marks: tuple[Mark, ...] = ()
     gpu_name: str | None = None
+    judgement: JudgementFacts | None = None
 
     def artifact(self, kind: ArtifactKind) -> Artifact | None:
         return next((artifact for artifact in self.artifacts if artifact.kind is kind), None)
@@ -474,7 +561,10 @@ class AttemptEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Completed:
-    clip: Artifact
+    """One of the two: ``judgement`` of a judge job."""
+
+    clip: Artifact | None = None
+    judgement: Artifact | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -561,6 +651,42 @@ class FindingEdited:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class JudgingRequested:
+    """``rubrics``: one per prompt; empty = those of the sweep's record."""
+
+    judges: tuple[JudgePlan, ...]
+    rubrics: tuple[RubricRef, ...]
+    by: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tick:
+    element_id: str
+    present: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rated:
+    """A person's blind rating of one clip, 0..10; None = only ticks. The last one of a rater counts."""
+
+    job_id: str
+    rater: str
+    score10: float | None = None
+    ticks: tuple[Tick, ...] = ()
+    rubric_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PairVoted:
+    """A person's blind choice between two clips of one prompt."""
+
+    left_job_id: str
+    right_job_id: str
+    outcome: PairOutcome
+    rater: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Counts:
     queued: int = 0
     running: int = 0
@@ -611,6 +737,9 @@ class SweepEvent:
         | SweepArchived
         | RestoreBegun
         | SweepRestored
+        | JudgingRequested
+        | Rated
+        | PairVoted
     )
 
 
@@ -743,7 +872,10 @@ class CommandReply:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UrlRequest:
-    """Worker to scheduler: one conditional PUT (clip, log, manifest) or one GET (keyframe)."""
+    """Worker to scheduler: one conditional PUT (clip, judgement, log, manifest) or one GET.
+
+    What it may get: keyframe and rubrics of its job, and the clip that it judges.
+    """
 
     sweep_id: str
     lane_id: str
@@ -855,6 +987,26 @@ class Job:
     progress: Progress | None = None
     expected_wait_s: float | None = None
     expected_run_s: float | None = None
+    judgement: Artifact | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scoring:
+    """How far judging is: the second state of a sweep."""
+
+    counts: Counts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeCost:
+    """What one judge would do; ``seconds`` None = it has not been measured here."""
+
+    lane_id: str
+    tier: str
+    jobs: int
+    calls: int
+    seconds: float | None = None
+    basis: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -865,6 +1017,9 @@ class Sweep:
     settled: SweepSettled | None
     cursor: str
     archived: bool = False
+    scoring: Scoring | None = None
+    paused: bool = False
+    priority: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -894,6 +1049,7 @@ class LaneView:
     host: str
     device: str
     queued: int
+    tier: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

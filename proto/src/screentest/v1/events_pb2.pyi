@@ -33,6 +33,8 @@ class _ArtifactKindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Artifact
     ARTIFACT_KIND_MANIFEST: _ArtifactKind.ValueType  # 3
     ARTIFACT_KIND_REPORT: _ArtifactKind.ValueType  # 4
     ARTIFACT_KIND_KEYFRAME: _ArtifactKind.ValueType  # 5
+    ARTIFACT_KIND_JUDGEMENT: _ArtifactKind.ValueType  # 6
+    ARTIFACT_KIND_RUBRIC: _ArtifactKind.ValueType  # 7
 
 class ArtifactKind(_ArtifactKind, metaclass=_ArtifactKindEnumTypeWrapper): ...
 
@@ -42,6 +44,8 @@ ARTIFACT_KIND_LOG: ArtifactKind.ValueType  # 2
 ARTIFACT_KIND_MANIFEST: ArtifactKind.ValueType  # 3
 ARTIFACT_KIND_REPORT: ArtifactKind.ValueType  # 4
 ARTIFACT_KIND_KEYFRAME: ArtifactKind.ValueType  # 5
+ARTIFACT_KIND_JUDGEMENT: ArtifactKind.ValueType  # 6
+ARTIFACT_KIND_RUBRIC: ArtifactKind.ValueType  # 7
 Global___ArtifactKind: _TypeAlias = ArtifactKind  # noqa: Y015
 
 class _ProofKind:
@@ -64,6 +68,27 @@ PROOF_KIND_HANDOVER: ProofKind.ValueType  # 1
 PROOF_KIND_CONTINUE: ProofKind.ValueType  # 2
 """The same runner goes on: lock held by exactly it, nothing else of ours there."""
 Global___ProofKind: _TypeAlias = ProofKind  # noqa: Y015
+
+class _PairOutcome:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _PairOutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_PairOutcome.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    PAIR_OUTCOME_UNSPECIFIED: _PairOutcome.ValueType  # 0
+    PAIR_OUTCOME_LEFT: _PairOutcome.ValueType  # 1
+    PAIR_OUTCOME_RIGHT: _PairOutcome.ValueType  # 2
+    PAIR_OUTCOME_TIE: _PairOutcome.ValueType  # 3
+    PAIR_OUTCOME_BOTH_BAD: _PairOutcome.ValueType  # 4
+
+class PairOutcome(_PairOutcome, metaclass=_PairOutcomeEnumTypeWrapper): ...
+
+PAIR_OUTCOME_UNSPECIFIED: PairOutcome.ValueType  # 0
+PAIR_OUTCOME_LEFT: PairOutcome.ValueType  # 1
+PAIR_OUTCOME_RIGHT: PairOutcome.ValueType  # 2
+PAIR_OUTCOME_TIE: PairOutcome.ValueType  # 3
+PAIR_OUTCOME_BOTH_BAD: PairOutcome.ValueType  # 4
+Global___PairOutcome: _TypeAlias = PairOutcome  # noqa: Y015
 
 class _Verdict:
     ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -264,6 +289,7 @@ class Outcome(_message.Message):
     STEP_S_FIELD_NUMBER: _builtins.int
     MARKS_FIELD_NUMBER: _builtins.int
     GPU_NAME_FIELD_NUMBER: _builtins.int
+    JUDGEMENT_FIELD_NUMBER: _builtins.int
     failure_class: _jobs_pb2.FailureClass.ValueType
     cause: _builtins.str
     """One line: what happened, with the exception's own words."""
@@ -299,6 +325,10 @@ class Outcome(_message.Message):
     def marks(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.Mark]:
         """What the attempt's rung changed in the picture."""
 
+    @_builtins.property
+    def judgement(self) -> Global___JudgementFacts:
+        """Of a judge job."""
+
     def __init__(
         self,
         *,
@@ -320,10 +350,11 @@ class Outcome(_message.Message):
         step_s: _builtins.float | None = ...,
         marks: _abc.Iterable[_jobs_pb2.Mark] | None = ...,
         gpu_name: _builtins.str | None = ...,
+        judgement: Global___JudgementFacts | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_gpu_name", b"_gpu_name", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "_step_s", b"_step_s", "clip", b"clip", "failure_class", b"failure_class", "gpu_name", b"gpu_name", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes", "step_s", b"step_s"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_gpu_name", b"_gpu_name", "_judgement", b"_judgement", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "_step_s", b"_step_s", "clip", b"clip", "failure_class", b"failure_class", "gpu_name", b"gpu_name", "judgement", b"judgement", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes", "step_s", b"step_s"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_gpu_name", b"_gpu_name", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "_step_s", b"_step_s", "artifacts", b"artifacts", "cause", b"cause", "clip", b"clip", "failure_class", b"failure_class", "fix", b"fix", "gpu_name", b"gpu_name", "infrastructure", b"infrastructure", "marks", b"marks", "model_loads", b"model_loads", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes", "peak_memory_by_phase", b"peak_memory_by_phase", "phase", b"phase", "phases", b"phases", "step_s", b"step_s", "steps_done", b"steps_done", "survivors_killed", b"survivors_killed", "versions", b"versions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_failure_class", b"_failure_class", "_gpu_name", b"_gpu_name", "_judgement", b"_judgement", "_peak_device_memory_bytes", b"_peak_device_memory_bytes", "_peak_host_memory_bytes", b"_peak_host_memory_bytes", "_step_s", b"_step_s", "artifacts", b"artifacts", "cause", b"cause", "clip", b"clip", "failure_class", b"failure_class", "fix", b"fix", "gpu_name", b"gpu_name", "infrastructure", b"infrastructure", "judgement", b"judgement", "marks", b"marks", "model_loads", b"model_loads", "peak_device_memory_bytes", b"peak_device_memory_bytes", "peak_host_memory_bytes", b"peak_host_memory_bytes", "peak_memory_by_phase", b"peak_memory_by_phase", "phase", b"phase", "phases", b"phases", "step_s", b"step_s", "steps_done", b"steps_done", "survivors_killed", b"survivors_killed", "versions", b"versions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip: _TypeAlias = _typing.Literal["clip"]  # noqa: Y015
     _WhichOneofArgType__clip: _TypeAlias = _typing.Literal["_clip", b"_clip"]  # noqa: Y015
@@ -331,6 +362,8 @@ class Outcome(_message.Message):
     _WhichOneofArgType__failure_class: _TypeAlias = _typing.Literal["_failure_class", b"_failure_class"]  # noqa: Y015
     _WhichOneofReturnType__gpu_name: _TypeAlias = _typing.Literal["gpu_name"]  # noqa: Y015
     _WhichOneofArgType__gpu_name: _TypeAlias = _typing.Literal["_gpu_name", b"_gpu_name"]  # noqa: Y015
+    _WhichOneofReturnType__judgement: _TypeAlias = _typing.Literal["judgement"]  # noqa: Y015
+    _WhichOneofArgType__judgement: _TypeAlias = _typing.Literal["_judgement", b"_judgement"]  # noqa: Y015
     _WhichOneofReturnType__peak_device_memory_bytes: _TypeAlias = _typing.Literal["peak_device_memory_bytes"]  # noqa: Y015
     _WhichOneofArgType__peak_device_memory_bytes: _TypeAlias = _typing.Literal["_peak_device_memory_bytes", b"_peak_device_memory_bytes"]  # noqa: Y015
     _WhichOneofReturnType__peak_host_memory_bytes: _TypeAlias = _typing.Literal["peak_host_memory_bytes"]  # noqa: Y015
@@ -344,6 +377,8 @@ class Outcome(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_name) -> _WhichOneofReturnType__gpu_name | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__judgement) -> _WhichOneofReturnType__judgement | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_device_memory_bytes) -> _WhichOneofReturnType__peak_device_memory_bytes | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_host_memory_bytes) -> _WhichOneofReturnType__peak_host_memory_bytes | None: ...
@@ -351,6 +386,45 @@ class Outcome(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__step_s) -> _WhichOneofReturnType__step_s | None: ...
 
 Global___Outcome: _TypeAlias = Outcome  # noqa: Y015
+
+@_typing.final
+class JudgementFacts(_message.Message):
+    """What the scheduler and the panel need of a judgement; the answers are in the depot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIER_FIELD_NUMBER: _builtins.int
+    METHOD_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    PRESENCE_FIELD_NUMBER: _builtins.int
+    BADGES_FIELD_NUMBER: _builtins.int
+    tier: _builtins.str
+    method: _builtins.str
+    """pixels, embedding, logprobs, sampled."""
+    calls: _builtins.int
+    """Questions that the judge was asked; 0 for pixels."""
+    presence: _builtins.float
+    """Mean of the best answer to each question, 0 to 1; absent = no valid answer. Only good for choosing a clip."""
+    @_builtins.property
+    def badges(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        tier: _builtins.str = ...,
+        method: _builtins.str = ...,
+        calls: _builtins.int = ...,
+        presence: _builtins.float | None = ...,
+        badges: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_presence", b"_presence", "presence", b"presence"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_presence", b"_presence", "badges", b"badges", "calls", b"calls", "method", b"method", "presence", b"presence", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__presence: _TypeAlias = _typing.Literal["presence"]  # noqa: Y015
+    _WhichOneofArgType__presence: _TypeAlias = _typing.Literal["_presence", b"_presence"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__presence) -> _WhichOneofReturnType__presence | None: ...
+
+Global___JudgementFacts: _TypeAlias = JudgementFacts  # noqa: Y015
 
 @_typing.final
 class PhaseMemory(_message.Message):
@@ -740,21 +814,34 @@ Global___AttemptEnded: _TypeAlias = AttemptEnded  # noqa: Y015
 
 @_typing.final
 class Completed(_message.Message):
+    """One of the two."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     CLIP_FIELD_NUMBER: _builtins.int
+    JUDGEMENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def clip(self) -> Global___Artifact: ...
+    @_builtins.property
+    def judgement(self) -> Global___Artifact: ...
     def __init__(
         self,
         *,
         clip: Global___Artifact | None = ...,
+        judgement: Global___Artifact | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_judgement", b"_judgement", "clip", b"clip", "judgement", b"judgement"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clip", b"clip"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_judgement", b"_judgement", "clip", b"clip", "judgement", b"judgement"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__clip: _TypeAlias = _typing.Literal["clip"]  # noqa: Y015
+    _WhichOneofArgType__clip: _TypeAlias = _typing.Literal["_clip", b"_clip"]  # noqa: Y015
+    _WhichOneofReturnType__judgement: _TypeAlias = _typing.Literal["judgement"]  # noqa: Y015
+    _WhichOneofArgType__judgement: _TypeAlias = _typing.Literal["_judgement", b"_judgement"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__clip) -> _WhichOneofReturnType__clip | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__judgement) -> _WhichOneofReturnType__judgement | None: ...
 
 Global___Completed: _TypeAlias = Completed  # noqa: Y015
 
@@ -1009,7 +1096,7 @@ Global___DeviceProof: _TypeAlias = DeviceProof  # noqa: Y015
 
 @_typing.final
 class SweepPaused(_message.Message):
-    """Reserved for the panel."""
+    """A paused sweep is not admitted; what runs goes on."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1077,6 +1164,126 @@ class FindingEdited(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___FindingEdited: _TypeAlias = FindingEdited  # noqa: Y015
+
+@_typing.final
+class JudgingRequested(_message.Message):
+    """A person or a later submit asks for judgements, also of a sweep that is long over."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JUDGES_FIELD_NUMBER: _builtins.int
+    RUBRICS_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
+    by: _builtins.str
+    @_builtins.property
+    def judges(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.JudgePlan]: ...
+    @_builtins.property
+    def rubrics(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.RubricRef]:
+        """One per prompt; empty = those of the sweep's record."""
+
+    def __init__(
+        self,
+        *,
+        judges: _abc.Iterable[_jobs_pb2.JudgePlan] | None = ...,
+        rubrics: _abc.Iterable[_jobs_pb2.RubricRef] | None = ...,
+        by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "judges", b"judges", "rubrics", b"rubrics"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgingRequested: _TypeAlias = JudgingRequested  # noqa: Y015
+
+@_typing.final
+class Tick(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ELEMENT_ID_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
+    element_id: _builtins.str
+    present: _builtins.bool
+    def __init__(
+        self,
+        *,
+        element_id: _builtins.str = ...,
+        present: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["element_id", b"element_id", "present", b"present"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tick: _TypeAlias = Tick  # noqa: Y015
+
+@_typing.final
+class Rated(_message.Message):
+    """A person's blind rating of one clip. The last one of a rater counts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    RATER_FIELD_NUMBER: _builtins.int
+    SCORE10_FIELD_NUMBER: _builtins.int
+    TICKS_FIELD_NUMBER: _builtins.int
+    RUBRIC_SHA256_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    rater: _builtins.str
+    score10: _builtins.float
+    """0 to 10 by the anchors of the scale; absent = only ticks."""
+    rubric_sha256: _builtins.str
+    @_builtins.property
+    def ticks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tick]: ...
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        rater: _builtins.str = ...,
+        score10: _builtins.float | None = ...,
+        ticks: _abc.Iterable[Global___Tick] | None = ...,
+        rubric_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score10", b"_score10", "score10", b"score10"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score10", b"_score10", "job_id", b"job_id", "rater", b"rater", "rubric_sha256", b"rubric_sha256", "score10", b"score10", "ticks", b"ticks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score10: _TypeAlias = _typing.Literal["score10"]  # noqa: Y015
+    _WhichOneofArgType__score10: _TypeAlias = _typing.Literal["_score10", b"_score10"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score10) -> _WhichOneofReturnType__score10 | None: ...
+
+Global___Rated: _TypeAlias = Rated  # noqa: Y015
+
+@_typing.final
+class PairVoted(_message.Message):
+    """A person's blind choice between two clips of one prompt."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_JOB_ID_FIELD_NUMBER: _builtins.int
+    RIGHT_JOB_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    RATER_FIELD_NUMBER: _builtins.int
+    left_job_id: _builtins.str
+    right_job_id: _builtins.str
+    outcome: Global___PairOutcome.ValueType
+    rater: _builtins.str
+    def __init__(
+        self,
+        *,
+        left_job_id: _builtins.str = ...,
+        right_job_id: _builtins.str = ...,
+        outcome: Global___PairOutcome.ValueType = ...,
+        rater: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_job_id", b"left_job_id", "outcome", b"outcome", "rater", b"rater", "right_job_id", b"right_job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PairVoted: _TypeAlias = PairVoted  # noqa: Y015
 
 @_typing.final
 class Counts(_message.Message):
@@ -1204,6 +1411,9 @@ class SweepEvent(_message.Message):
     SWEEP_ARCHIVED_FIELD_NUMBER: _builtins.int
     RESTORE_BEGUN_FIELD_NUMBER: _builtins.int
     SWEEP_RESTORED_FIELD_NUMBER: _builtins.int
+    JUDGING_REQUESTED_FIELD_NUMBER: _builtins.int
+    RATED_FIELD_NUMBER: _builtins.int
+    PAIR_VOTED_FIELD_NUMBER: _builtins.int
     event_id: _builtins.str
     sweep_id: _builtins.str
     @_builtins.property
@@ -1226,6 +1436,12 @@ class SweepEvent(_message.Message):
     def restore_begun(self) -> Global___RestoreBegun: ...
     @_builtins.property
     def sweep_restored(self) -> Global___SweepRestored: ...
+    @_builtins.property
+    def judging_requested(self) -> Global___JudgingRequested: ...
+    @_builtins.property
+    def rated(self) -> Global___Rated: ...
+    @_builtins.property
+    def pair_voted(self) -> Global___PairVoted: ...
     def __init__(
         self,
         *,
@@ -1241,12 +1457,15 @@ class SweepEvent(_message.Message):
         sweep_archived: Global___SweepArchived | None = ...,
         restore_begun: Global___RestoreBegun | None = ...,
         sweep_restored: Global___SweepRestored | None = ...,
+        judging_requested: Global___JudgingRequested | None = ...,
+        rated: Global___Rated | None = ...,
+        pair_voted: Global___PairVoted | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "finding_edited", b"finding_edited", "priority_set", b"priority_set", "restore_begun", b"restore_begun", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_archived", b"sweep_archived", "sweep_paused", b"sweep_paused", "sweep_restored", b"sweep_restored", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "finding_edited", b"finding_edited", "judging_requested", b"judging_requested", "pair_voted", b"pair_voted", "priority_set", b"priority_set", "rated", b"rated", "restore_begun", b"restore_begun", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_archived", b"sweep_archived", "sweep_paused", b"sweep_paused", "sweep_restored", b"sweep_restored", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "event_id", b"event_id", "finding_edited", b"finding_edited", "priority_set", b"priority_set", "restore_begun", b"restore_begun", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_archived", b"sweep_archived", "sweep_id", b"sweep_id", "sweep_paused", b"sweep_paused", "sweep_restored", b"sweep_restored", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["body", b"body", "event_id", b"event_id", "finding_edited", b"finding_edited", "judging_requested", b"judging_requested", "pair_voted", b"pair_voted", "priority_set", b"priority_set", "rated", b"rated", "restore_begun", b"restore_begun", "retry_requested", b"retry_requested", "stamp", b"stamp", "sweep_archived", b"sweep_archived", "sweep_id", b"sweep_id", "sweep_paused", b"sweep_paused", "sweep_restored", b"sweep_restored", "sweep_settled", b"sweep_settled", "sweep_submitted", b"sweep_submitted"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["sweep_submitted", "retry_requested", "sweep_settled", "sweep_paused", "priority_set", "finding_edited", "sweep_archived", "restore_begun", "sweep_restored"]  # noqa: Y015
+    _WhichOneofReturnType_body: _TypeAlias = _typing.Literal["sweep_submitted", "retry_requested", "sweep_settled", "sweep_paused", "priority_set", "finding_edited", "sweep_archived", "restore_begun", "sweep_restored", "judging_requested", "rated", "pair_voted"]  # noqa: Y015
     _WhichOneofArgType_body: _TypeAlias = _typing.Literal["body", b"body"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_body) -> _WhichOneofReturnType_body | None: ...
 
@@ -1426,7 +1645,7 @@ class Progress(_message.Message):
     job_id: _builtins.str
     attempt: _builtins.int
     phase: _builtins.str
-    """preparing loading encoding_prompt denoising decoding decoded encoding uploading"""
+    """preparing loading encoding_prompt denoising decoding decoded encoding uploading, and judging"""
     step: _builtins.int
     steps: _builtins.int
     step_s: _builtins.float

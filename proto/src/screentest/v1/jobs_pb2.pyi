@@ -173,6 +173,29 @@ MARK_KIND_REDUCED: MarkKind.ValueType  # 5
 """A rung of the low-memory ladder made less of it: fewer frames, a smaller size."""
 Global___MarkKind: _TypeAlias = MarkKind  # noqa: Y015
 
+class _JudgePurpose:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _JudgePurposeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_JudgePurpose.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    JUDGE_PURPOSE_UNSPECIFIED: _JudgePurpose.ValueType  # 0
+    JUDGE_PURPOSE_CLIP: _JudgePurpose.ValueType  # 1
+    JUDGE_PURPOSE_KEYFRAME: _JudgePurpose.ValueType  # 2
+    """The keyframe that the sweep's image-to-video lanes start from, before their rows are read."""
+    JUDGE_PURPOSE_CONTROLS: _JudgePurpose.ValueType  # 3
+    """Questions and clips whose order is known beforehand: whether the judge can be believed."""
+
+class JudgePurpose(_JudgePurpose, metaclass=_JudgePurposeEnumTypeWrapper): ...
+
+JUDGE_PURPOSE_UNSPECIFIED: JudgePurpose.ValueType  # 0
+JUDGE_PURPOSE_CLIP: JudgePurpose.ValueType  # 1
+JUDGE_PURPOSE_KEYFRAME: JudgePurpose.ValueType  # 2
+"""The keyframe that the sweep's image-to-video lanes start from, before their rows are read."""
+JUDGE_PURPOSE_CONTROLS: JudgePurpose.ValueType  # 3
+"""Questions and clips whose order is known beforehand: whether the judge can be believed."""
+Global___JudgePurpose: _TypeAlias = JudgePurpose  # noqa: Y015
+
 @_typing.final
 class DoubleList(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -300,6 +323,95 @@ class Keyframe(_message.Message):
 Global___Keyframe: _TypeAlias = Keyframe  # noqa: Y015
 
 @_typing.final
+class RubricRef(_message.Message):
+    """A validated rubric in the depot."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROMPT_INDEX_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    RUBRIC_SHA256_FIELD_NUMBER: _builtins.int
+    APPROVED_BY_FIELD_NUMBER: _builtins.int
+    prompt_index: _builtins.int
+    key: _builtins.str
+    sha256: _builtins.str
+    """Of the file under `key`, lower-case hex."""
+    size_bytes: _builtins.int
+    rubric_sha256: _builtins.str
+    """The rubric's own hash, which every score carries; who approved it does not change it."""
+    approved_by: _builtins.str
+    """Empty = a draft."""
+    def __init__(
+        self,
+        *,
+        prompt_index: _builtins.int = ...,
+        key: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        rubric_sha256: _builtins.str = ...,
+        approved_by: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["approved_by", b"approved_by", "key", b"key", "prompt_index", b"prompt_index", "rubric_sha256", b"rubric_sha256", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RubricRef: _TypeAlias = RubricRef  # noqa: Y015
+
+@_typing.final
+class Judged(_message.Message):
+    """What a judge job looks at."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    LANE_ID_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    SHA256_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    RUBRIC_FIELD_NUMBER: _builtins.int
+    OTHER_RUBRIC_FIELD_NUMBER: _builtins.int
+    purpose: Global___JudgePurpose.ValueType
+    job_id: _builtins.str
+    """The job whose clip it is; empty for a keyframe."""
+    lane_id: _builtins.str
+    key: _builtins.str
+    """Of the clip or keyframe in the depot."""
+    sha256: _builtins.str
+    size_bytes: _builtins.int
+    @_builtins.property
+    def rubric(self) -> Global___RubricRef: ...
+    @_builtins.property
+    def other_rubric(self) -> Global___RubricRef:
+        """Of another prompt, asked as a control; only for JUDGE_PURPOSE_CONTROLS."""
+
+    def __init__(
+        self,
+        *,
+        purpose: Global___JudgePurpose.ValueType = ...,
+        job_id: _builtins.str = ...,
+        lane_id: _builtins.str = ...,
+        key: _builtins.str = ...,
+        sha256: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        rubric: Global___RubricRef | None = ...,
+        other_rubric: Global___RubricRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_other_rubric", b"_other_rubric", "other_rubric", b"other_rubric", "rubric", b"rubric"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_other_rubric", b"_other_rubric", "job_id", b"job_id", "key", b"key", "lane_id", b"lane_id", "other_rubric", b"other_rubric", "purpose", b"purpose", "rubric", b"rubric", "sha256", b"sha256", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__other_rubric: _TypeAlias = _typing.Literal["other_rubric"]  # noqa: Y015
+    _WhichOneofArgType__other_rubric: _TypeAlias = _typing.Literal["_other_rubric", b"_other_rubric"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__other_rubric) -> _WhichOneofReturnType__other_rubric | None: ...
+
+Global___Judged: _TypeAlias = Judged  # noqa: Y015
+
+@_typing.final
 class Requested(_message.Message):
     """Generic parameters a sweep may ask of every lane; absent = the lane's own default."""
 
@@ -383,13 +495,15 @@ class SweepSpec(_message.Message):
     PAUSED_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     MEMORY_CAP_GIB_FIELD_NUMBER: _builtins.int
+    JUDGE_LANE_IDS_FIELD_NUMBER: _builtins.int
+    RUBRICS_FIELD_NUMBER: _builtins.int
     title: _builtins.str
     """Shown in the report; the sweep id starts with its slug."""
     weights: Global___Weights.ValueType
     skip_impossible: _builtins.bool
     """true: lanes that cannot take part are skipped with the reason; false: the whole submit is refused."""
     paused: _builtins.bool
-    """Reserved for the panel: a paused sweep is not admitted; higher runs first."""
+    """A paused sweep is not admitted; higher runs first."""
     priority: _builtins.int
     memory_cap_gib: _builtins.float
     """No attempt may take more device memory: how a smaller card is tried on a larger one. Absent = all there is."""
@@ -407,6 +521,14 @@ class SweepSpec(_message.Message):
     def expires_at(self) -> _timestamp_pb2.Timestamp:
         """A queued job ends as failed when this passes; absent = never."""
 
+    @_builtins.property
+    def judge_lane_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Judges of the clips; empty = those that need no weights."""
+
+    @_builtins.property
+    def rubrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___RubricRef]:
+        """At most one per prompt; a prompt without one gets a draft."""
+
     def __init__(
         self,
         *,
@@ -422,10 +544,12 @@ class SweepSpec(_message.Message):
         paused: _builtins.bool = ...,
         priority: _builtins.int = ...,
         memory_cap_gib: _builtins.float | None = ...,
+        judge_lane_ids: _abc.Iterable[_builtins.str] | None = ...,
+        rubrics: _abc.Iterable[Global___RubricRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "expires_at", b"expires_at", "keyframe", b"keyframe", "memory_cap_gib", b"memory_cap_gib", "requested", b"requested"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "expires_at", b"expires_at", "keyframe", b"keyframe", "lane_ids", b"lane_ids", "memory_cap_gib", b"memory_cap_gib", "paused", b"paused", "priority", b"priority", "prompts", b"prompts", "requested", b"requested", "seeds", b"seeds", "skip_impossible", b"skip_impossible", "title", b"title", "weights", b"weights"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "expires_at", b"expires_at", "judge_lane_ids", b"judge_lane_ids", "keyframe", b"keyframe", "lane_ids", b"lane_ids", "memory_cap_gib", b"memory_cap_gib", "paused", b"paused", "priority", b"priority", "prompts", b"prompts", "requested", b"requested", "rubrics", b"rubrics", "seeds", b"seeds", "skip_impossible", b"skip_impossible", "title", b"title", "weights", b"weights"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
@@ -641,6 +765,53 @@ class LanePlan(_message.Message):
 Global___LanePlan: _TypeAlias = LanePlan  # noqa: Y015
 
 @_typing.final
+class JudgePlan(_message.Message):
+    """What a judge's file said when judging was planned."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_ID_FIELD_NUMBER: _builtins.int
+    LANE_TITLE_FIELD_NUMBER: _builtins.int
+    LANE_DIGEST_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    DEVICE_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    WEIGHTS_REPO_FIELD_NUMBER: _builtins.int
+    WEIGHTS_REVISION_FIELD_NUMBER: _builtins.int
+    lane_id: _builtins.str
+    lane_title: _builtins.str
+    lane_digest: _builtins.str
+    tier: _builtins.str
+    """a (pixels), b (embeddings), c (language model)."""
+    host: _builtins.str
+    device: _builtins.str
+    weights_repo: _builtins.str
+    weights_revision: _builtins.str
+    @_builtins.property
+    def limits(self) -> Global___Limits: ...
+    def __init__(
+        self,
+        *,
+        lane_id: _builtins.str = ...,
+        lane_title: _builtins.str = ...,
+        lane_digest: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        host: _builtins.str = ...,
+        device: _builtins.str = ...,
+        limits: Global___Limits | None = ...,
+        weights_repo: _builtins.str = ...,
+        weights_revision: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["device", b"device", "host", b"host", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "tier", b"tier", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgePlan: _TypeAlias = JudgePlan  # noqa: Y015
+
+@_typing.final
 class SkippedLane(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -678,6 +849,8 @@ class SweepRecord(_message.Message):
     SPEC_FIELD_NUMBER: _builtins.int
     LANES_FIELD_NUMBER: _builtins.int
     SKIPPED_FIELD_NUMBER: _builtins.int
+    JUDGES_FIELD_NUMBER: _builtins.int
+    RUBRICS_FIELD_NUMBER: _builtins.int
     sweep_id: _builtins.str
     request_id: _builtins.str
     content_sha256: _builtins.str
@@ -690,6 +863,12 @@ class SweepRecord(_message.Message):
     def lanes(self) -> _containers.RepeatedCompositeFieldContainer[Global___LanePlan]: ...
     @_builtins.property
     def skipped(self) -> _containers.RepeatedCompositeFieldContainer[Global___SkippedLane]: ...
+    @_builtins.property
+    def judges(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgePlan]: ...
+    @_builtins.property
+    def rubrics(self) -> _containers.RepeatedCompositeFieldContainer[Global___RubricRef]:
+        """One per prompt."""
+
     def __init__(
         self,
         *,
@@ -700,10 +879,12 @@ class SweepRecord(_message.Message):
         spec: Global___SweepSpec | None = ...,
         lanes: _abc.Iterable[Global___LanePlan] | None = ...,
         skipped: _abc.Iterable[Global___SkippedLane] | None = ...,
+        judges: _abc.Iterable[Global___JudgePlan] | None = ...,
+        rubrics: _abc.Iterable[Global___RubricRef] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec", "submitted_at", b"submitted_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_sha256", b"content_sha256", "lanes", b"lanes", "request_id", b"request_id", "skipped", b"skipped", "spec", b"spec", "submitted_at", b"submitted_at", "sweep_id", b"sweep_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["content_sha256", b"content_sha256", "judges", b"judges", "lanes", b"lanes", "request_id", b"request_id", "rubrics", b"rubrics", "skipped", b"skipped", "spec", b"spec", "submitted_at", b"submitted_at", "sweep_id", b"sweep_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -746,6 +927,7 @@ class JobSpec(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     FIRST_RUNG_FIELD_NUMBER: _builtins.int
     MEMORY_CAP_GIB_FIELD_NUMBER: _builtins.int
+    JUDGED_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     sweep_id: _builtins.str
     lane_id: _builtins.str
@@ -789,6 +971,10 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def judged(self) -> Global___Judged:
+        """Only for TASK_JUDGE. Size, frames and fps above are then those that the clip should have."""
+
     def __init__(
         self,
         *,
@@ -823,13 +1009,16 @@ class JobSpec(_message.Message):
         priority: _builtins.int = ...,
         first_rung: _builtins.int = ...,
         memory_cap_gib: _builtins.float | None = ...,
+        judged: Global___Judged | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "_retry_of", b"_retry_of", "expires_at", b"expires_at", "keyframe", b"keyframe", "limits", b"limits", "memory_cap_gib", b"memory_cap_gib", "retry_of", b"retry_of"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_judged", b"_judged", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "_retry_of", b"_retry_of", "expires_at", b"expires_at", "judged", b"judged", "keyframe", b"keyframe", "limits", b"limits", "memory_cap_gib", b"memory_cap_gib", "retry_of", b"retry_of"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "_retry_of", b"_retry_of", "call", b"call", "device", b"device", "expires_at", b"expires_at", "first_rung", b"first_rung", "fps", b"fps", "height_px", b"height_px", "host", b"host", "job_id", b"job_id", "keyframe", b"keyframe", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "memory_cap_gib", b"memory_cap_gib", "num_frames", b"num_frames", "ordinal", b"ordinal", "priority", b"priority", "prompt", b"prompt", "prompt_index", b"prompt_index", "retry_index", b"retry_index", "retry_of", b"retry_of", "rungs", b"rungs", "seed", b"seed", "steps", b"steps", "sweep_id", b"sweep_id", "task", b"task", "weights", b"weights", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at", "_judged", b"_judged", "_keyframe", b"_keyframe", "_memory_cap_gib", b"_memory_cap_gib", "_retry_of", b"_retry_of", "call", b"call", "device", b"device", "expires_at", b"expires_at", "first_rung", b"first_rung", "fps", b"fps", "height_px", b"height_px", "host", b"host", "job_id", b"job_id", "judged", b"judged", "keyframe", b"keyframe", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "limits", b"limits", "marks", b"marks", "memory_cap_gib", b"memory_cap_gib", "num_frames", b"num_frames", "ordinal", b"ordinal", "priority", b"priority", "prompt", b"prompt", "prompt_index", b"prompt_index", "retry_index", b"retry_index", "retry_of", b"retry_of", "rungs", b"rungs", "seed", b"seed", "steps", b"steps", "sweep_id", b"sweep_id", "task", b"task", "weights", b"weights", "weights_repo", b"weights_repo", "weights_revision", b"weights_revision", "width_px", b"width_px"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__expires_at: _TypeAlias = _typing.Literal["expires_at"]  # noqa: Y015
     _WhichOneofArgType__expires_at: _TypeAlias = _typing.Literal["_expires_at", b"_expires_at"]  # noqa: Y015
+    _WhichOneofReturnType__judged: _TypeAlias = _typing.Literal["judged"]  # noqa: Y015
+    _WhichOneofArgType__judged: _TypeAlias = _typing.Literal["_judged", b"_judged"]  # noqa: Y015
     _WhichOneofReturnType__keyframe: _TypeAlias = _typing.Literal["keyframe"]  # noqa: Y015
     _WhichOneofArgType__keyframe: _TypeAlias = _typing.Literal["_keyframe", b"_keyframe"]  # noqa: Y015
     _WhichOneofReturnType__memory_cap_gib: _TypeAlias = _typing.Literal["memory_cap_gib"]  # noqa: Y015
@@ -838,6 +1027,8 @@ class JobSpec(_message.Message):
     _WhichOneofArgType__retry_of: _TypeAlias = _typing.Literal["_retry_of", b"_retry_of"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__expires_at) -> _WhichOneofReturnType__expires_at | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__judged) -> _WhichOneofReturnType__judged | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__keyframe) -> _WhichOneofReturnType__keyframe | None: ...
     @_typing.overload

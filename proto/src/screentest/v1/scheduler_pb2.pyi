@@ -147,6 +147,7 @@ class Job(_message.Message):
     PROGRESS_FIELD_NUMBER: _builtins.int
     EXPECTED_WAIT_S_FIELD_NUMBER: _builtins.int
     EXPECTED_RUN_S_FIELD_NUMBER: _builtins.int
+    JUDGEMENT_FIELD_NUMBER: _builtins.int
     state: _jobs_pb2.JobState.ValueType
     cancel_requested: _builtins.bool
     waits_for: _builtins.str
@@ -170,6 +171,8 @@ class Job(_message.Message):
     def clip(self) -> _events_pb2.Artifact: ...
     @_builtins.property
     def progress(self) -> _events_pb2.Progress: ...
+    @_builtins.property
+    def judgement(self) -> _events_pb2.Artifact: ...
     def __init__(
         self,
         *,
@@ -187,10 +190,11 @@ class Job(_message.Message):
         progress: _events_pb2.Progress | None = ...,
         expected_wait_s: _builtins.float | None = ...,
         expected_run_s: _builtins.float | None = ...,
+        judgement: _events_pb2.Artifact | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_expected_run_s", b"_expected_run_s", "_expected_wait_s", b"_expected_wait_s", "_failure_class", b"_failure_class", "_progress", b"_progress", "clip", b"clip", "ended", b"ended", "expected_run_s", b"expected_run_s", "expected_wait_s", b"expected_wait_s", "failure_class", b"failure_class", "progress", b"progress", "spec", b"spec", "submitted", b"submitted"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_expected_run_s", b"_expected_run_s", "_expected_wait_s", b"_expected_wait_s", "_failure_class", b"_failure_class", "_judgement", b"_judgement", "_progress", b"_progress", "clip", b"clip", "ended", b"ended", "expected_run_s", b"expected_run_s", "expected_wait_s", b"expected_wait_s", "failure_class", b"failure_class", "judgement", b"judgement", "progress", b"progress", "spec", b"spec", "submitted", b"submitted"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_expected_run_s", b"_expected_run_s", "_expected_wait_s", b"_expected_wait_s", "_failure_class", b"_failure_class", "_progress", b"_progress", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "cause", b"cause", "clip", b"clip", "ended", b"ended", "expected_run_s", b"expected_run_s", "expected_wait_s", b"expected_wait_s", "failure_class", b"failure_class", "fix", b"fix", "progress", b"progress", "spec", b"spec", "state", b"state", "submitted", b"submitted", "waits_for", b"waits_for"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_clip", b"_clip", "_ended", b"_ended", "_expected_run_s", b"_expected_run_s", "_expected_wait_s", b"_expected_wait_s", "_failure_class", b"_failure_class", "_judgement", b"_judgement", "_progress", b"_progress", "attempts", b"attempts", "cancel_requested", b"cancel_requested", "cause", b"cause", "clip", b"clip", "ended", b"ended", "expected_run_s", b"expected_run_s", "expected_wait_s", b"expected_wait_s", "failure_class", b"failure_class", "fix", b"fix", "judgement", b"judgement", "progress", b"progress", "spec", b"spec", "state", b"state", "submitted", b"submitted", "waits_for", b"waits_for"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__clip: _TypeAlias = _typing.Literal["clip"]  # noqa: Y015
     _WhichOneofArgType__clip: _TypeAlias = _typing.Literal["_clip", b"_clip"]  # noqa: Y015
@@ -202,6 +206,8 @@ class Job(_message.Message):
     _WhichOneofArgType__expected_wait_s: _TypeAlias = _typing.Literal["_expected_wait_s", b"_expected_wait_s"]  # noqa: Y015
     _WhichOneofReturnType__failure_class: _TypeAlias = _typing.Literal["failure_class"]  # noqa: Y015
     _WhichOneofArgType__failure_class: _TypeAlias = _typing.Literal["_failure_class", b"_failure_class"]  # noqa: Y015
+    _WhichOneofReturnType__judgement: _TypeAlias = _typing.Literal["judgement"]  # noqa: Y015
+    _WhichOneofArgType__judgement: _TypeAlias = _typing.Literal["_judgement", b"_judgement"]  # noqa: Y015
     _WhichOneofReturnType__progress: _TypeAlias = _typing.Literal["progress"]  # noqa: Y015
     _WhichOneofArgType__progress: _TypeAlias = _typing.Literal["_progress", b"_progress"]  # noqa: Y015
     @_typing.overload
@@ -215,9 +221,33 @@ class Job(_message.Message):
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__failure_class) -> _WhichOneofReturnType__failure_class | None: ...
     @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__judgement) -> _WhichOneofReturnType__judgement | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__progress) -> _WhichOneofReturnType__progress | None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class Scoring(_message.Message):
+    """How far judging is: the second state of a sweep."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def counts(self) -> _events_pb2.Counts: ...
+    def __init__(
+        self,
+        *,
+        counts: _events_pb2.Counts | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Scoring: _TypeAlias = Scoring  # noqa: Y015
 
 @_typing.final
 class Sweep(_message.Message):
@@ -229,17 +259,26 @@ class Sweep(_message.Message):
     SETTLED_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
     ARCHIVED_FIELD_NUMBER: _builtins.int
+    SCORING_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
     over: _builtins.bool
     """true: every generation job is terminal."""
     cursor: _builtins.str
     archived: _builtins.bool
     """true: only the archive in the depot has its jobs; `screentest restore` brings them back."""
+    paused: _builtins.bool
+    priority: _builtins.int
     @_builtins.property
     def record(self) -> _jobs_pb2.SweepRecord: ...
     @_builtins.property
     def counts(self) -> _events_pb2.Counts: ...
     @_builtins.property
     def settled(self) -> _events_pb2.SweepSettled: ...
+    @_builtins.property
+    def scoring(self) -> Global___Scoring:
+        """Absent = nothing is or was judged."""
+
     def __init__(
         self,
         *,
@@ -249,13 +288,21 @@ class Sweep(_message.Message):
         settled: _events_pb2.SweepSettled | None = ...,
         cursor: _builtins.str = ...,
         archived: _builtins.bool = ...,
+        scoring: Global___Scoring | None = ...,
+        paused: _builtins.bool = ...,
+        priority: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_settled", b"_settled", "counts", b"counts", "record", b"record", "settled", b"settled"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_scoring", b"_scoring", "_settled", b"_settled", "counts", b"counts", "record", b"record", "scoring", b"scoring", "settled", b"settled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_settled", b"_settled", "archived", b"archived", "counts", b"counts", "cursor", b"cursor", "over", b"over", "record", b"record", "settled", b"settled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_scoring", b"_scoring", "_settled", b"_settled", "archived", b"archived", "counts", b"counts", "cursor", b"cursor", "over", b"over", "paused", b"paused", "priority", b"priority", "record", b"record", "scoring", b"scoring", "settled", b"settled"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__scoring: _TypeAlias = _typing.Literal["scoring"]  # noqa: Y015
+    _WhichOneofArgType__scoring: _TypeAlias = _typing.Literal["_scoring", b"_scoring"]  # noqa: Y015
     _WhichOneofReturnType__settled: _TypeAlias = _typing.Literal["settled"]  # noqa: Y015
     _WhichOneofArgType__settled: _TypeAlias = _typing.Literal["_settled", b"_settled"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__scoring) -> _WhichOneofReturnType__scoring | None: ...
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__settled) -> _WhichOneofReturnType__settled | None: ...
 
 Global___Sweep: _TypeAlias = Sweep  # noqa: Y015
@@ -737,6 +784,7 @@ class LaneView(_message.Message):
     HOST_FIELD_NUMBER: _builtins.int
     DEVICE_FIELD_NUMBER: _builtins.int
     QUEUED_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
     lane_id: _builtins.str
     lane_title: _builtins.str
     task: _jobs_pb2.Task.ValueType
@@ -751,6 +799,8 @@ class LaneView(_message.Message):
     host: _builtins.str
     device: _builtins.str
     queued: _builtins.int
+    tier: _builtins.str
+    """Of a judge: a, b or c; empty for a model."""
     def __init__(
         self,
         *,
@@ -768,10 +818,11 @@ class LaneView(_message.Message):
         host: _builtins.str = ...,
         device: _builtins.str = ...,
         queued: _builtins.int = ...,
+        tier: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_parameters_b", b"_parameters_b", "parameters_b", b"parameters_b"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parameters_b", b"_parameters_b", "device", b"device", "env", b"env", "gated", b"gated", "host", b"host", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "licence", b"licence", "parameters_b", b"parameters_b", "queued", b"queued", "repo", b"repo", "runner_warm", b"runner_warm", "task", b"task", "worker_alive", b"worker_alive"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_parameters_b", b"_parameters_b", "device", b"device", "env", b"env", "gated", b"gated", "host", b"host", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "lane_title", b"lane_title", "licence", b"licence", "parameters_b", b"parameters_b", "queued", b"queued", "repo", b"repo", "runner_warm", b"runner_warm", "task", b"task", "tier", b"tier", "worker_alive", b"worker_alive"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__parameters_b: _TypeAlias = _typing.Literal["parameters_b"]  # noqa: Y015
     _WhichOneofArgType__parameters_b: _TypeAlias = _typing.Literal["_parameters_b", b"_parameters_b"]  # noqa: Y015
@@ -1020,6 +1071,416 @@ class UploadKeyframeResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___UploadKeyframeResponse: _TypeAlias = UploadKeyframeResponse  # noqa: Y015
+
+@_typing.final
+class UploadRubricRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILE_NAME_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    PROMPT_FIELD_NUMBER: _builtins.int
+    PROMPT_INDEX_FIELD_NUMBER: _builtins.int
+    file_name: _builtins.str
+    """For error messages."""
+    json: _builtins.bytes
+    prompt: _builtins.str
+    """The prompt it must be for; empty = not compared."""
+    prompt_index: _builtins.int
+    def __init__(
+        self,
+        *,
+        file_name: _builtins.str = ...,
+        json: _builtins.bytes = ...,
+        prompt: _builtins.str = ...,
+        prompt_index: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_name", b"file_name", "json", b"json", "prompt", b"prompt", "prompt_index", b"prompt_index"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadRubricRequest: _TypeAlias = UploadRubricRequest  # noqa: Y015
+
+@_typing.final
+class UploadRubricResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RUBRIC_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rubric(self) -> _jobs_pb2.RubricRef: ...
+    def __init__(
+        self,
+        *,
+        rubric: _jobs_pb2.RubricRef | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["rubric", b"rubric"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rubric", b"rubric"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UploadRubricResponse: _TypeAlias = UploadRubricResponse  # noqa: Y015
+
+@_typing.final
+class JudgeSweepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_ID_FIELD_NUMBER: _builtins.int
+    JUDGE_LANE_IDS_FIELD_NUMBER: _builtins.int
+    RUBRICS_FIELD_NUMBER: _builtins.int
+    ESTIMATE_ONLY_FIELD_NUMBER: _builtins.int
+    sweep_id: _builtins.str
+    estimate_only: _builtins.bool
+    """Say what it would cost, and queue nothing."""
+    @_builtins.property
+    def judge_lane_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Empty = the judges of the sweep's record."""
+
+    @_builtins.property
+    def rubrics(self) -> _containers.RepeatedCompositeFieldContainer[_jobs_pb2.RubricRef]:
+        """One per prompt at most; empty = those of the sweep's record."""
+
+    def __init__(
+        self,
+        *,
+        sweep_id: _builtins.str = ...,
+        judge_lane_ids: _abc.Iterable[_builtins.str] | None = ...,
+        rubrics: _abc.Iterable[_jobs_pb2.RubricRef] | None = ...,
+        estimate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["estimate_only", b"estimate_only", "judge_lane_ids", b"judge_lane_ids", "rubrics", b"rubrics", "sweep_id", b"sweep_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeSweepRequest: _TypeAlias = JudgeSweepRequest  # noqa: Y015
+
+@_typing.final
+class JudgeCost(_message.Message):
+    """What one judge would do."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_ID_FIELD_NUMBER: _builtins.int
+    TIER_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    CALLS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    BASIS_FIELD_NUMBER: _builtins.int
+    lane_id: _builtins.str
+    tier: _builtins.str
+    jobs: _builtins.int
+    calls: _builtins.int
+    """Questions; 0 for pixels."""
+    seconds: _builtins.float
+    """Absent = this judge has not been measured here."""
+    basis: _builtins.str
+    """One line: where the seconds come from."""
+    def __init__(
+        self,
+        *,
+        lane_id: _builtins.str = ...,
+        tier: _builtins.str = ...,
+        jobs: _builtins.int = ...,
+        calls: _builtins.int = ...,
+        seconds: _builtins.float | None = ...,
+        basis: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "seconds", b"seconds"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_seconds", b"_seconds", "basis", b"basis", "calls", b"calls", "jobs", b"jobs", "lane_id", b"lane_id", "seconds", b"seconds", "tier", b"tier"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__seconds: _TypeAlias = _typing.Literal["seconds"]  # noqa: Y015
+    _WhichOneofArgType__seconds: _TypeAlias = _typing.Literal["_seconds", b"_seconds"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__seconds) -> _WhichOneofReturnType__seconds | None: ...
+
+Global___JudgeCost: _TypeAlias = JudgeCost  # noqa: Y015
+
+@_typing.final
+class JudgeSweepResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_FIELD_NUMBER: _builtins.int
+    COSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sweep(self) -> Global___Sweep: ...
+    @_builtins.property
+    def costs(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgeCost]: ...
+    def __init__(
+        self,
+        *,
+        sweep: Global___Sweep | None = ...,
+        costs: _abc.Iterable[Global___JudgeCost] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sweep", b"sweep"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["costs", b"costs", "sweep", b"sweep"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeSweepResponse: _TypeAlias = JudgeSweepResponse  # noqa: Y015
+
+@_typing.final
+class PauseSweepRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_ID_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    sweep_id: _builtins.str
+    paused: _builtins.bool
+    """false: go on."""
+    def __init__(
+        self,
+        *,
+        sweep_id: _builtins.str = ...,
+        paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused", b"paused", "sweep_id", b"sweep_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseSweepRequest: _TypeAlias = PauseSweepRequest  # noqa: Y015
+
+@_typing.final
+class PauseSweepResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sweep(self) -> Global___Sweep: ...
+    def __init__(
+        self,
+        *,
+        sweep: Global___Sweep | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sweep", b"sweep"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sweep", b"sweep"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseSweepResponse: _TypeAlias = PauseSweepResponse  # noqa: Y015
+
+@_typing.final
+class SetPriorityRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_ID_FIELD_NUMBER: _builtins.int
+    PRIORITY_FIELD_NUMBER: _builtins.int
+    sweep_id: _builtins.str
+    priority: _builtins.int
+    def __init__(
+        self,
+        *,
+        sweep_id: _builtins.str = ...,
+        priority: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["priority", b"priority", "sweep_id", b"sweep_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPriorityRequest: _TypeAlias = SetPriorityRequest  # noqa: Y015
+
+@_typing.final
+class SetPriorityResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def sweep(self) -> Global___Sweep: ...
+    def __init__(
+        self,
+        *,
+        sweep: Global___Sweep | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["sweep", b"sweep"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sweep", b"sweep"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SetPriorityResponse: _TypeAlias = SetPriorityResponse  # noqa: Y015
+
+@_typing.final
+class EditFindingRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_ID_FIELD_NUMBER: _builtins.int
+    ROW_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    sweep_id: _builtins.str
+    row: _builtins.str
+    """A job id, or "note:<slug>" for an operator note."""
+    text: _builtins.str
+    """Empty = back to the original."""
+    def __init__(
+        self,
+        *,
+        sweep_id: _builtins.str = ...,
+        row: _builtins.str = ...,
+        text: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["row", b"row", "sweep_id", b"sweep_id", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EditFindingRequest: _TypeAlias = EditFindingRequest  # noqa: Y015
+
+@_typing.final
+class EditFindingResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EditFindingResponse: _TypeAlias = EditFindingResponse  # noqa: Y015
+
+@_typing.final
+class RateClipRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    SCORE10_FIELD_NUMBER: _builtins.int
+    TICKS_FIELD_NUMBER: _builtins.int
+    RUBRIC_SHA256_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    score10: _builtins.float
+    rubric_sha256: _builtins.str
+    @_builtins.property
+    def ticks(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Tick]: ...
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        score10: _builtins.float | None = ...,
+        ticks: _abc.Iterable[_events_pb2.Tick] | None = ...,
+        rubric_sha256: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_score10", b"_score10", "score10", b"score10"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score10", b"_score10", "job_id", b"job_id", "rubric_sha256", b"rubric_sha256", "score10", b"score10", "ticks", b"ticks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__score10: _TypeAlias = _typing.Literal["score10"]  # noqa: Y015
+    _WhichOneofArgType__score10: _TypeAlias = _typing.Literal["_score10", b"_score10"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__score10) -> _WhichOneofReturnType__score10 | None: ...
+
+Global___RateClipRequest: _TypeAlias = RateClipRequest  # noqa: Y015
+
+@_typing.final
+class RateClipResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RateClipResponse: _TypeAlias = RateClipResponse  # noqa: Y015
+
+@_typing.final
+class VotePairRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LEFT_JOB_ID_FIELD_NUMBER: _builtins.int
+    RIGHT_JOB_ID_FIELD_NUMBER: _builtins.int
+    OUTCOME_FIELD_NUMBER: _builtins.int
+    left_job_id: _builtins.str
+    right_job_id: _builtins.str
+    outcome: _events_pb2.PairOutcome.ValueType
+    def __init__(
+        self,
+        *,
+        left_job_id: _builtins.str = ...,
+        right_job_id: _builtins.str = ...,
+        outcome: _events_pb2.PairOutcome.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_job_id", b"left_job_id", "outcome", b"outcome", "right_job_id", b"right_job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VotePairRequest: _TypeAlias = VotePairRequest  # noqa: Y015
+
+@_typing.final
+class VotePairResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___VotePairResponse: _TypeAlias = VotePairResponse  # noqa: Y015
+
+@_typing.final
+class ListVotesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SWEEP_ID_FIELD_NUMBER: _builtins.int
+    sweep_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        sweep_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sweep_id", b"sweep_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVotesRequest: _TypeAlias = ListVotesRequest  # noqa: Y015
+
+@_typing.final
+class ListVotesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RATINGS_FIELD_NUMBER: _builtins.int
+    PAIRS_FIELD_NUMBER: _builtins.int
+    FINDINGS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def ratings(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Rated]: ...
+    @_builtins.property
+    def pairs(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.PairVoted]: ...
+    @_builtins.property
+    def findings(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.FindingEdited]: ...
+    def __init__(
+        self,
+        *,
+        ratings: _abc.Iterable[_events_pb2.Rated] | None = ...,
+        pairs: _abc.Iterable[_events_pb2.PairVoted] | None = ...,
+        findings: _abc.Iterable[_events_pb2.FindingEdited] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["findings", b"findings", "pairs", b"pairs", "ratings", b"ratings"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListVotesResponse: _TypeAlias = ListVotesResponse  # noqa: Y015
 
 @_typing.final
 class ListVitalsRequest(_message.Message):

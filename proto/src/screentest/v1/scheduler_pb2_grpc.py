@@ -80,6 +80,41 @@ class SchedulerStub:
                 request_serializer=screentest_dot_v1_dot_scheduler__pb2.RetryJobRequest.SerializeToString,
                 response_deserializer=screentest_dot_v1_dot_scheduler__pb2.RetryJobResponse.FromString,
                 _registered_method=True)
+        self.JudgeSweep = channel.unary_unary(
+                '/screentest.v1.Scheduler/JudgeSweep',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.JudgeSweepRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.JudgeSweepResponse.FromString,
+                _registered_method=True)
+        self.PauseSweep = channel.unary_unary(
+                '/screentest.v1.Scheduler/PauseSweep',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.PauseSweepRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.PauseSweepResponse.FromString,
+                _registered_method=True)
+        self.SetPriority = channel.unary_unary(
+                '/screentest.v1.Scheduler/SetPriority',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.SetPriorityRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.SetPriorityResponse.FromString,
+                _registered_method=True)
+        self.EditFinding = channel.unary_unary(
+                '/screentest.v1.Scheduler/EditFinding',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.EditFindingRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.EditFindingResponse.FromString,
+                _registered_method=True)
+        self.RateClip = channel.unary_unary(
+                '/screentest.v1.Scheduler/RateClip',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.RateClipRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.RateClipResponse.FromString,
+                _registered_method=True)
+        self.VotePair = channel.unary_unary(
+                '/screentest.v1.Scheduler/VotePair',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.VotePairRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.VotePairResponse.FromString,
+                _registered_method=True)
+        self.ListVotes = channel.unary_unary(
+                '/screentest.v1.Scheduler/ListVotes',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.ListVotesRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.ListVotesResponse.FromString,
+                _registered_method=True)
         self.Preflight = channel.unary_unary(
                 '/screentest.v1.Scheduler/Preflight',
                 request_serializer=screentest_dot_v1_dot_scheduler__pb2.PreflightRequest.SerializeToString,
@@ -114,6 +149,11 @@ class SchedulerStub:
                 '/screentest.v1.Scheduler/UploadKeyframe',
                 request_serializer=screentest_dot_v1_dot_scheduler__pb2.UploadKeyframeRequest.SerializeToString,
                 response_deserializer=screentest_dot_v1_dot_scheduler__pb2.UploadKeyframeResponse.FromString,
+                _registered_method=True)
+        self.UploadRubric = channel.unary_unary(
+                '/screentest.v1.Scheduler/UploadRubric',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.UploadRubricRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.UploadRubricResponse.FromString,
                 _registered_method=True)
 
 
@@ -178,6 +218,51 @@ class SchedulerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def JudgeSweep(self, request, context):
+        """Judges the clips of a sweep, also of one that is over; clips are never touched.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSweep(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetPriority(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def EditFinding(self, request, context):
+        """A person's words for one row of the report; the original is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RateClip(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def VotePair(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListVotes(self, request, context):
+        """What people said about a sweep.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Preflight(self, request, context):
         """What would happen, without queueing anything.
         """
@@ -218,6 +303,13 @@ class SchedulerServicer:
 
     def UploadKeyframe(self, request_iterator, context):
         """Content-addressed; PNG, JPEG or WebP, at most 20 MB and 40 megapixels, one frame.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UploadRubric(self, request, context):
+        """Content-addressed; JSON of schema rubric/1.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -271,6 +363,41 @@ def add_SchedulerServicer_to_server(servicer, server):
                     request_deserializer=screentest_dot_v1_dot_scheduler__pb2.RetryJobRequest.FromString,
                     response_serializer=screentest_dot_v1_dot_scheduler__pb2.RetryJobResponse.SerializeToString,
             ),
+            'JudgeSweep': grpc.unary_unary_rpc_method_handler(
+                    servicer.JudgeSweep,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.JudgeSweepRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.JudgeSweepResponse.SerializeToString,
+            ),
+            'PauseSweep': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSweep,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.PauseSweepRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.PauseSweepResponse.SerializeToString,
+            ),
+            'SetPriority': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetPriority,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.SetPriorityRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.SetPriorityResponse.SerializeToString,
+            ),
+            'EditFinding': grpc.unary_unary_rpc_method_handler(
+                    servicer.EditFinding,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.EditFindingRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.EditFindingResponse.SerializeToString,
+            ),
+            'RateClip': grpc.unary_unary_rpc_method_handler(
+                    servicer.RateClip,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.RateClipRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.RateClipResponse.SerializeToString,
+            ),
+            'VotePair': grpc.unary_unary_rpc_method_handler(
+                    servicer.VotePair,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.VotePairRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.VotePairResponse.SerializeToString,
+            ),
+            'ListVotes': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListVotes,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.ListVotesRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.ListVotesResponse.SerializeToString,
+            ),
             'Preflight': grpc.unary_unary_rpc_method_handler(
                     servicer.Preflight,
                     request_deserializer=screentest_dot_v1_dot_scheduler__pb2.PreflightRequest.FromString,
@@ -305,6 +432,11 @@ def add_SchedulerServicer_to_server(servicer, server):
                     servicer.UploadKeyframe,
                     request_deserializer=screentest_dot_v1_dot_scheduler__pb2.UploadKeyframeRequest.FromString,
                     response_serializer=screentest_dot_v1_dot_scheduler__pb2.UploadKeyframeResponse.SerializeToString,
+            ),
+            'UploadRubric': grpc.unary_unary_rpc_method_handler(
+                    servicer.UploadRubric,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.UploadRubricRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.UploadRubricResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -562,6 +694,195 @@ class Scheduler:
             _registered_method=True)
 
     @staticmethod
+    def JudgeSweep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/JudgeSweep',
+            screentest_dot_v1_dot_scheduler__pb2.JudgeSweepRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.JudgeSweepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSweep(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/PauseSweep',
+            screentest_dot_v1_dot_scheduler__pb2.PauseSweepRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.PauseSweepResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetPriority(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/SetPriority',
+            screentest_dot_v1_dot_scheduler__pb2.SetPriorityRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.SetPriorityResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def EditFinding(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/EditFinding',
+            screentest_dot_v1_dot_scheduler__pb2.EditFindingRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.EditFindingResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RateClip(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/RateClip',
+            screentest_dot_v1_dot_scheduler__pb2.RateClipRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.RateClipResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def VotePair(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/VotePair',
+            screentest_dot_v1_dot_scheduler__pb2.VotePairRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.VotePairResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListVotes(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/ListVotes',
+            screentest_dot_v1_dot_scheduler__pb2.ListVotesRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.ListVotesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Preflight(request,
             target,
             options=(),
@@ -740,6 +1061,33 @@ class Scheduler:
             '/screentest.v1.Scheduler/UploadKeyframe',
             screentest_dot_v1_dot_scheduler__pb2.UploadKeyframeRequest.SerializeToString,
             screentest_dot_v1_dot_scheduler__pb2.UploadKeyframeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def UploadRubric(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/UploadRubric',
+            screentest_dot_v1_dot_scheduler__pb2.UploadRubricRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.UploadRubricResponse.FromString,
             options,
             channel_credentials,
             insecure,

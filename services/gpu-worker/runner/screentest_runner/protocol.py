@@ -35,6 +35,7 @@ class Phase(StrEnum):
     DENOISING = "denoising"
     DECODING = "decoding"
     DECODED = "decoded"
+    JUDGING = "judging"
 
 
 class FailureClass(StrEnum):
@@ -103,6 +104,7 @@ class Load:
     for it.
     memory_cap_gib: how much device memory torch may take, to try a smaller card; None for all. Ignored on cpu.
     unified_memory: host and device share one memory, so nothing is moved between them to save it.
+    endpoint: of a judge that asks another machine: `base_url`, `model`, and `key_file` (a path, or None).
     """
 
     lane: dict[str, Any]
@@ -113,6 +115,7 @@ class Load:
     attempt_id: str | None = None
     memory_cap_gib: float | None = None
     unified_memory: bool = False
+    endpoint: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +137,29 @@ class Generate:
     keyframe_path: str | None = None
     limit_s: float | None = None
     decode_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judge:
+    """Answer questions about one clip or picture. Answer: Judged or Failed, PhaseChanged and StepDone before it.
+
+    purpose: `controls` makes five other clips of this one and asks about each. media_path: an MP4, or an image for
+    `keyframe`. questions: the elements of a rubric as plain objects (see screentest_runner.judging.questions); windows:
+    into how many parts of equal time the clip is cut. other_questions, other_windows: of another prompt, for
+    `controls`. asked: what the clip should be: frames, fps, width_px, height_px, cuts_expected, keyframe_path (None
+    where there is none). judgement_path: where the JSON of what was found goes.
+    """
+
+    attempt_id: str
+    purpose: Literal["clip", "keyframe", "controls"]
+    media_path: str
+    questions: list[dict[str, Any]]
+    windows: int
+    asked: dict[str, Any]
+    judgement_path: str
+    other_questions: list[dict[str, Any]] | None = None
+    other_windows: int | None = None
+    limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -232,6 +258,27 @@ class Decoded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """What was found lies in judgement_path. method: pixels, embedding, logprobs, sampled. calls: questions asked.
+
+    presence: mean of the best answer to each question, 0..1, None without a valid answer. The rest as in Decoded.
+    """
+
+    attempt_id: str
+    judgement_path: str
+    method: str
+    calls: int
+    badges: list[str]
+    timings_s: dict[str, float]
+    versions: dict[str, str]
+    loads: int
+    presence: float | None = None
+    peak_rss_bytes: int | None = None
+    peak_device_bytes: int | None = None
+    peak_memory_by_phase: dict[str, int] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Failed:
     """A request ended without its answer. phase: where it was. attempt_id: None for Prepare, Open and Load without one.
 
@@ -301,8 +348,8 @@ class EncodeFailed:
     traceback: str = ""
 
 
-RunnerRequest = Prepare | Open | Load | Generate | Cancel | Stop
-RunnerReply = Prepared | Locked | LockBusy | PhaseChanged | Loaded | StepDone | Decoded | Failed | Stopped
+RunnerRequest = Prepare | Open | Load | Generate | Judge | Cancel | Stop
+RunnerReply = Prepared | Locked | LockBusy | PhaseChanged | Loaded | StepDone | Decoded | Judged | Failed | Stopped
 EncoderReply = EncodeProgress | Encoded | EncodeFailed
 Message = RunnerRequest | RunnerReply | Encode | EncoderReply
 
@@ -369,6 +416,9 @@ def _read(value: Any, hint: Any, where: str) -> Any:
     if origin is dict:
         _require(isinstance(value, dict), value, "an object", where)
         return {key: _read(item, args[1], f"{where}.{key}") for key, item in value.items()}
+    if origin is list:
+        _require(isinstance(value, list), value, "a list", where)
+        return [_read(item, args[0], f"{where}[{index}]") for index, item in enumerate(value)]
     if isinstance(hint, type) and issubclass(hint, StrEnum):
         if value not in list(hint):
             raise ProtocolError(f"{where}: {value!r} is none of {', '.join(hint)}")
