@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 
@@ -26,10 +27,16 @@ async def test_job_that_changes_too_fast_leaves_no_other_uncancelled(monkeypatch
         cancelled.append(job_id)
         return True
 
-    monkeypatch.setattr(subject, "cancel", cancel)
+    async def nothing_is_missing(sweep_id: str) -> None:
+        pass
+
     job_ids = [f"job-{number}" for number in range(3 * AT_ONCE)]
+    jobs = [SimpleNamespace(spec=SimpleNamespace(job_id=job_id)) for job_id in job_ids]
+    monkeypatch.setattr(subject, "cancel", cancel)
+    monkeypatch.setattr(subject, "_journal", SimpleNamespace(write_missing_jobs=nothing_is_missing))
+    monkeypatch.setattr(subject._ledger, "sweep_jobs", lambda sweep_id: jobs)
     with pytest.raises(NotPossibleNow, match="job-3"):
-        await subject.cancel_all(job_ids, "ada")
+        await subject.cancel_sweep("stillness-20260508t232959z", "ada")
     assert set(job_ids) - set(cancelled) == {"job-3"}
 
 
