@@ -15,7 +15,7 @@ BIN := .venv/bin
 UV_ENV := UV_PYTHON_DOWNLOADS=never UV_PYTHON=$(PYTHON) UV_PROJECT_ENVIRONMENT=.venv
 
 # Model environments, outside the workspace lock; each has its requirements below services/gpu-worker/envs.
-ENVS := diffusers stub
+ENVS := diffusers judge stub
 ENV_STAMPS := $(ENVS:%=.venvs/%/.installed)
 
 # Typed strictly: the contract, the pure modules of the services, and the command line.
