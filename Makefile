@@ -93,6 +93,10 @@ bench: install ## Measure what the design promises.
 secrets: bootstrap ## Make the missing passwords, keys and tokens of the local stack.
 	$(BIN)/screentest secrets
 
+.PHONY: certs
+certs: bootstrap ## Sign a certificate for the scheduler's API (ARGS="--name gpu-host.lan").
+	$(BIN)/screentest certs $(ARGS)
+
 .PHONY: install
 install: bootstrap envs ## Install everything: the workspace and the model environments.
 

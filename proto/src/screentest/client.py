@@ -20,6 +20,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from screentest.addresses import is_loopback
 from screentest.errors import BadRequest, FieldViolation, ScreentestError, Unavailable, from_grpc_code
 from screentest.records import (
     Artifact,
@@ -92,6 +93,10 @@ _NO_ANSWER = (
 )
 
 
+# What gRPC says of a certificate that is of another name or another CA, or of a server without any.
+_NOT_TRUSTED = ("certificate", "handshake", "ssl_error", "hostname", "peer name")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Accepted:
     """``created`` False: this request id was accepted before, with the same content."""
@@ -130,8 +135,17 @@ class Client:
         self._metadata = (("authorization", f"Bearer {token}"),) if token else ()
 
     @classmethod
-    def connect(cls, address: str, *, token: str = "") -> Client:
-        """Returns at once: the first call connects."""
+    def connect(cls, address: str, *, token: str = "", ca: bytes | Path | None = None) -> Client:
+        """Returns at once: the first call connects.
+
+        ``ca``: the certificate of who signed the server's, in PEM; with it the connection is encrypted. BadRequest for
+        a token that would travel readable: without ``ca`` it is sent to this machine only.
+        """
+        if token and ca is None and not is_loopback(address):
+            raise BadRequest(
+                f"{address} is beyond this machine, and without a CA file the token would travel readable; "
+                "name the CA file that `make certs` wrote there (SCREENTEST_GRPC_CA_FILE)"
+            )
         options = [
             ("grpc.service_config", _SERVICE_CONFIG),
             ("grpc.enable_retries", 1),
@@ -143,7 +157,10 @@ class Client:
             # Clients with other options must not share our connection, nor its backoff.
             ("grpc.use_local_subchannel_pool", 1),
         ]
-        return cls(grpc.insecure_channel(address, options=options), address, token)
+        if ca is None:
+            return cls(grpc.insecure_channel(address, options=options), address, token)
+        credentials = grpc.ssl_channel_credentials(root_certificates=_ca_bytes(ca))
+        return cls(grpc.secure_channel(address, credentials, options=options), address, token)
 
     def close(self) -> None:
         self._channel.close()
@@ -304,6 +321,11 @@ class Client:
                 f"the scheduler at {self.address} did not answer {method} within {timeout_s:.0f} s; look at its log"
             )
         if code is grpc.StatusCode.UNAVAILABLE and any(phrase in details.lower() for phrase in _NO_ANSWER):
+            if any(phrase in details.lower() for phrase in _NOT_TRUSTED):
+                return Unavailable(
+                    f"the scheduler at {self.address} does not prove who it is; use the CA file and a name that "
+                    "`make certs` wrote there (SCREENTEST_GRPC_CA_FILE)"
+                )
             return Unavailable(f"no scheduler answers at {self.address}; start it with `screentest up`")
         return from_grpc_code(code.name, details or code.name, _violations(error))
 
@@ -360,6 +382,15 @@ def _chunks(file_name: str, image: bytes) -> Iterator[Any]:
     yield scheduler_pb2.UploadKeyframeRequest(file_name=file_name)
     for start in range(0, len(image), CHUNK_BYTES):
         yield scheduler_pb2.UploadKeyframeRequest(chunk=image[start : start + CHUNK_BYTES])
+
+
+def _ca_bytes(ca: bytes | Path) -> bytes:
+    if isinstance(ca, bytes):
+        return ca
+    try:
+        return ca.read_bytes()
+    except OSError as error:
+        raise BadRequest(f"CA file {ca} cannot be read ({error.strerror}); check SCREENTEST_GRPC_CA_FILE") from error
 
 
 def _read(path: Path) -> bytes:

@@ -26,6 +26,7 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("up", cli_stack.up),
     ("down", cli_stack.down),
     ("secrets", cli_stack.secrets),
+    ("certs", cli_stack.certs),
     ("submit", cli_sweeps.submit),
     ("watch", cli_sweeps.watch),
     ("status", cli_sweeps.status),

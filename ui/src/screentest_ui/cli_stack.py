@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
@@ -46,8 +47,27 @@ def down() -> None:
     printing.say(f"stopped {stopped} processes" if stopped else "nothing was running")
 
 
+def certs(
+    name: Annotated[
+        list[str] | None, typer.Option(help="Also this host name or address of the scheduler; may be repeated.")
+    ] = None,
+) -> None:
+    """Sign a certificate for the scheduler's API, for clients beyond this machine."""
+    from screentest_ui import certificates  # the library for it costs every other command a moment
+
+    directory = default_home().secrets.directory
+    signed = certificates.sign(directory, tuple(name or ()), datetime.now(UTC))
+    files = certificates.Certificates.in_(directory)
+    printing.say(f"certificate of {', '.join(signed.names)} until {signed.until:%Y-%m-%d}")
+    printing.say(f"SCREENTEST_GRPC_TLS_CERT_FILE={files.server}")
+    printing.say(f"SCREENTEST_GRPC_TLS_KEY_FILE={files.server_key}")
+    printing.say(f"clients: SCREENTEST_GRPC_CA_FILE={files.ca}")
+
+
 def secrets() -> None:
     """Make the missing secrets of this home, and name their place."""
+    from screentest_ui import certificates  # as above
+
     home, place = default_home(), services.installation(os.environ)
     kept = home.secrets
     users = credentials.nats_users(services.HOST, tuple(load_lanes(place.lanes_dir)))
@@ -55,4 +75,8 @@ def secrets() -> None:
     write_private(kept.directory / "nats-users.conf", kept.authorization(users))
     write_private(kept.directory / "depot-s3.json", s3_identities(kept.depot_keys(services.BUCKET)))
     kept.grpc_token_file()
-    printing.say(f"{len(users)} NATS users, 2 depot keys and the gRPC token are in {kept.directory} (mode 0600)")
+    # In a container the scheduler listens beyond loopback.
+    certificates.ensure(kept.directory, datetime.now(UTC))
+    printing.say(
+        f"{len(users)} NATS users, 2 depot keys, gRPC token and certificates are in {kept.directory} (mode 0600)"
+    )

@@ -19,8 +19,8 @@ def connect() -> Client:
     if not address:
         raise Unavailable(
             f"no stack runs in {home.path}; start one with `screentest up`, or name a scheduler with "
-            "SCREENTEST_GRPC_ADDRESS and SCREENTEST_GRPC_TOKEN_FILE"
+            "SCREENTEST_GRPC_ADDRESS, SCREENTEST_GRPC_TOKEN_FILE and, beyond this machine, SCREENTEST_GRPC_CA_FILE"
         )
-    token_file = settings.get("SCREENTEST_GRPC_TOKEN_FILE")
+    token_file, ca_file = settings.get("SCREENTEST_GRPC_TOKEN_FILE"), settings.get("SCREENTEST_GRPC_CA_FILE")
     token = read_secret(Path(token_file)).get_secret_value() if token_file else ""
-    return Client.connect(address, token=token)
+    return Client.connect(address, token=token, ca=Path(ca_file) if ca_file else None)

@@ -87,12 +87,12 @@ def default_home(environment: Mapping[str, str] = os.environ) -> Home:
 
 
 def client_environment(home: Home, environment: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """SCREENTEST_GRPC_ADDRESS and _GRPC_TOKEN_FILE: the caller's own settings first, then what ``up`` wrote."""
+    """SCREENTEST_GRPC_ADDRESS, _GRPC_TOKEN_FILE, _GRPC_CA_FILE: the caller's own settings, else what ``up`` wrote."""
     found: dict[str, str] = {}
     if home.client_file.exists():
         lines = home.client_file.read_text().splitlines()
         found = dict(line.split("=", 1) for line in lines if "=" in line)
-    names = ("SCREENTEST_GRPC_ADDRESS", "SCREENTEST_GRPC_TOKEN_FILE")
+    names = ("SCREENTEST_GRPC_ADDRESS", "SCREENTEST_GRPC_TOKEN_FILE", "SCREENTEST_GRPC_CA_FILE")
     if environment.get(names[0]):  # a token belongs to an address: never mix the two sources
         found = {}
     return {name: value for name in names if (value := environment.get(name) or found.get(name))}

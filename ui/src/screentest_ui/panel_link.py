@@ -27,19 +27,21 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where the scheduler listens, and the file with the bearer token for it."""
+    """Where the scheduler listens, the file with the bearer token for it, and the CA file it is checked against."""
 
     address: str
     token_file: Path | None
+    ca_file: Path | None
 
 
 def place() -> Place:
     """From the environment, or from what `screentest up` wrote; read at each call: a stack may be started anew."""
     settings = client_environment(default_home())
-    token_file = settings.get("SCREENTEST_GRPC_TOKEN_FILE")
+    token_file, ca_file = settings.get("SCREENTEST_GRPC_TOKEN_FILE"), settings.get("SCREENTEST_GRPC_CA_FILE")
     return Place(
         address=settings.get("SCREENTEST_GRPC_ADDRESS", "127.0.0.1:50051"),
         token_file=Path(token_file) if token_file else None,
+        ca_file=Path(ca_file) if ca_file else None,
     )
 
 
@@ -53,12 +55,12 @@ def scheduler() -> Client:
 def _connected() -> Client:
     """A new token or address (another `screentest up`) makes a new client."""
     here = place()
-    return _client(here.address, read_secret(here.token_file).get_secret_value())
+    return _client(here.address, read_secret(here.token_file).get_secret_value(), here.ca_file)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _client(address: str, token: str) -> Client:
-    return Client.connect(address, token=token)
+def _client(address: str, token: str, ca_file: Path | None) -> Client:
+    return Client.connect(address, token=token, ca=ca_file)
 
 
 def kept(key: str, for_s: float, ask: Callable[[], T]) -> T:

@@ -324,7 +324,15 @@ _REFUSE = grpc.unary_unary_rpc_method_handler(_refuse)
 class Server:
     """The gRPC server with health and reflection beside the service."""
 
-    def __init__(self, api: SchedulerApi, *, address: str, token: str, with_reflection: bool) -> None:
+    def __init__(
+        self,
+        api: SchedulerApi,
+        *,
+        address: str,
+        token: str,
+        with_reflection: bool,
+        credentials: grpc.ServerCredentials | None = None,
+    ) -> None:
         interceptors = [TokenInterceptor(token)] if token else []
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
@@ -343,7 +351,11 @@ class Server:
             names = (SERVICE_NAME, health.SERVICE_NAME, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._server)
         try:
-            self.port = self._server.add_insecure_port(address)
+            self.port = (
+                self._server.add_secure_port(address, credentials)
+                if credentials is not None
+                else self._server.add_insecure_port(address)
+            )
         except RuntimeError as error:
             raise errors.Unavailable(
                 f"cannot listen on {address}: another process has the port; stop it or set SCREENTEST_GRPC_ADDRESS"

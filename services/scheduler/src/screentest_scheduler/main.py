@@ -8,12 +8,14 @@ from datetime import timedelta
 import structlog
 
 from screentest import lanes
+from screentest.addresses import is_loopback
 from screentest.kit import lifecycle, logging
 from screentest.kit.archive import Archive
 from screentest.kit.bus import Bus
 from screentest.kit.config import DepotSettings, read_secret
 from screentest.kit.store import Store
 from screentest.measured import load_measured
+from screentest_scheduler import exposure
 from screentest_scheduler.archiver import Archiver
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.depot import Depot
@@ -90,7 +92,15 @@ async def _serve(
         heartbeat_s=settings.heartbeat_s,
     )
     token = read_secret(settings.grpc_token_file).get_secret_value()
-    server = Server(api, address=settings.grpc_address, token=token, with_reflection=settings.grpc_reflection)
+    server = Server(
+        api,
+        address=settings.grpc_address,
+        token=token,
+        with_reflection=settings.grpc_reflection and is_loopback(settings.grpc_address),
+        credentials=exposure.credentials(
+            settings.grpc_address, settings.grpc_tls_cert_file, settings.grpc_tls_key_file, has_token=bool(token)
+        ),
+    )
     await server.start()
     log.info("scheduler_started", address=settings.grpc_address, lanes=len(catalogue), devices=settings.devices)
     try:

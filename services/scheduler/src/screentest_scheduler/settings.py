@@ -14,6 +14,9 @@ from screentest_scheduler.admission import DRAIN_AFTER_S
 class SchedulerSettings(ServiceSettings):
     """``devices``: comma-separated devices of this host; ``grpc_token_file`` unset = no token asked (tests only).
 
+    ``grpc_tls_cert_file``, ``grpc_tls_key_file``: PEM, as `make certs` writes them; without them only loopback is bound.
+    ``grpc_reflection``: whether the server describes itself to grpcurl and the like; never beyond loopback.
+
     ``drain_after_s``: how long a device may stay not proven clean before nothing starts there without a person.
     ``archive_after_s``: rest before a settled sweep, or a later vote or retry, is archived; the last vitals come along.
     ``archive_kept_s``: how long an archived sweep stays in EVENTS after its last event; then its verified archive in
@@ -23,6 +26,8 @@ class SchedulerSettings(ServiceSettings):
 
     grpc_address: str = "127.0.0.1:50051"
     grpc_token_file: Path | None = None
+    grpc_tls_cert_file: Path | None = None
+    grpc_tls_key_file: Path | None = None
     grpc_reflection: bool = True
     lanes_dir: Path = Path("deploy/lanes")
     devices: str = "cpu-0"
