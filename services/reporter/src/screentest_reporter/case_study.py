@@ -19,6 +19,7 @@ from screentest.records import Job, LanePlan, SkippedLane, SweepRecord, Version,
 from screentest_reporter import energy, narrative, vitals
 from screentest_reporter.model_table import Pictures, ReportRow, report_rows
 from screentest_reporter.narrative import RANDOM_WEIGHTS_BADGE, Note, count
+from screentest_reporter.scores import NO_SCORES, Scores
 from screentest_reporter.sweeps import SweepState
 from screentest_reporter.vitals import Chart, Curve, Recording, Summary
 
@@ -92,6 +93,7 @@ class Material:
     recordings: Mapping[str, Recording]
     pictures: Mapping[str, Pictures]
     keyframe: Pictures
+    scores: Scores = NO_SCORES
 
 
 def build(state: SweepState, material: Material, *, revision: int, published_at: datetime, epoch: str) -> CaseStudy:

@@ -28,8 +28,8 @@ class _Turn:
     next_revision_at: float = 0.0
     retry_at: float = 0.0
 
-    def due_at(self, is_final: bool) -> float:
-        return self.retry_at if is_final else max(self.retry_at, self.next_revision_at)
+    def due_at(self, is_last: bool) -> float:
+        return self.retry_at if is_last else max(self.retry_at, self.next_revision_at)
 
 
 class Ledger:
@@ -62,7 +62,7 @@ class Ledger:
             state = self._states[sweep_id]
             if not state.is_whole:
                 continue
-            wait_s = turn.due_at(state.is_final) - now
+            wait_s = turn.due_at(state.is_at_rest) - now
             if wait_s <= 0:
                 turn.is_new = False
                 return state.snapshot(), None
@@ -70,9 +70,9 @@ class Ledger:
         return None, min(waits, default=None)
 
     def published(self, snapshot: SweepState, now: float) -> bool:
-        """Whether the sweep was let go: it is final, and nothing came meanwhile."""
+        """Whether the sweep was let go: nothing more is expected of it, and nothing came meanwhile."""
         self._turns[snapshot.sweep_id].next_revision_at = now + REVISION_EVERY_S
-        if not snapshot.is_final or self._states[snapshot.sweep_id].last_sequence != snapshot.last_sequence:
+        if not snapshot.is_at_rest or self._states[snapshot.sweep_id].last_sequence != snapshot.last_sequence:
             return False
         del self._states[snapshot.sweep_id], self._turns[snapshot.sweep_id]
         self._closed.add(snapshot.sweep_id)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from datetime import datetime
+from typing import assert_never
 
 from screentest import folding
 from screentest.records import (
@@ -10,7 +12,10 @@ from screentest.records import (
     FindingEdited,
     Job,
     JobEvent,
+    JudgingRequested,
+    PairVoted,
     PrioritySet,
+    Rated,
     RestoreBegun,
     RetryRequested,
     Stamp,
@@ -22,6 +27,7 @@ from screentest.records import (
     SweepRestored,
     SweepSettled,
     SweepSubmitted,
+    Task,
 )
 
 ProcessKey = tuple[int, int]
@@ -33,10 +39,21 @@ class Settlement:
     stamp: Stamp
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Edit:
+    """What a person wrote into a row of the table or an operator note; ``text`` "" = back to the original."""
+
+    text: str
+    by: str
+    at: datetime
+
+
 @dataclass(slots=True, kw_only=True)
 class SweepState:
-    """Grows by ``apply``. ``runner_lanes``: (pid, start ticks) of every runner that started a job, to its lane's title.
+    """Grows by ``apply``. ``jobs`` make clips, ``judging`` judges them. ``runner_lanes``: (pid, start ticks) of every
+    runner that started a job, to its lane's title.
 
+    ``edits``: by row (a job id or ``note:<slug>``), oldest first. ``ratings`` and ``votes``: of people, oldest first.
     ``last_sequence`` is the stream sequence of the newest event folded in. ``is_returning``: it is being written back
     from its archive, and what there is of it so far is no state it ever was in. ``has_left``: only its archive has all
     of it; who reads the stream now may find its jobs gone and its own events not yet.
@@ -45,6 +62,11 @@ class SweepState:
     sweep_id: str
     record: SweepRecord | None = None
     jobs: dict[str, Job] = field(default_factory=dict)
+    judging: dict[str, Job] = field(default_factory=dict)
+    edits: dict[str, tuple[Edit, ...]] = field(default_factory=dict)
+    judging_requests: tuple[JudgingRequested, ...] = ()
+    ratings: tuple[Rated, ...] = ()
+    votes: tuple[PairVoted, ...] = ()
     settlement: Settlement | None = None
     runner_lanes: dict[ProcessKey, str] = field(default_factory=dict)
     last_sequence: int = 0
@@ -66,16 +88,28 @@ class SweepState:
             and all(job.state.is_terminal for job in jobs)
         )
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Final, and every judgement that was asked for has come or failed: nothing is expected but votes and edits."""
+        return self.is_final and all(job.state.is_terminal for job in self.judging.values())
+
     def snapshot(self) -> SweepState:
         """As it is now: it does not grow with the original."""
-        return replace(self, jobs=dict(self.jobs), runner_lanes=dict(self.runner_lanes))
+        return replace(
+            self,
+            jobs=dict(self.jobs),
+            judging=dict(self.judging),
+            edits=dict(self.edits),
+            runner_lanes=dict(self.runner_lanes),
+        )
 
     def apply_job_event(self, event: JobEvent, sequence: int) -> bool:
         """Whether the report should show it: a job was added or came to its end. ValueError for a broken history."""
         self.last_sequence = sequence
-        before = self.jobs.get(event.job_id)
+        before = self.jobs.get(event.job_id) or self.judging.get(event.job_id)
         after = folding.fold(before, event)
-        self.jobs[event.job_id] = after
+        kept = self.judging if after.spec.task is Task.JUDGE else self.jobs
+        kept[event.job_id] = after
         if isinstance(event.body, Started):
             runner = event.body.runner
             self.runner_lanes[(runner.pid, runner.start_ticks)] = after.spec.lane_title
@@ -103,8 +137,22 @@ class SweepState:
             case RetryRequested():
                 self.settlement = None
                 return True
-            case SweepPaused() | PrioritySet() | FindingEdited():
-                return False  # pause and priority do not show in a report; edited findings come with the panel
+            case FindingEdited(row=row, text=text, by=by):
+                self.edits[row] = (*self.edits.get(row, ()), Edit(text=text.strip(), by=by, at=event.stamp.at))
+                return True
+            case JudgingRequested() as body:
+                self.judging_requests = (*self.judging_requests, body)
+                return True
+            case Rated() as body:
+                self.ratings = (*self.ratings, body)
+                return True
+            case PairVoted() as body:
+                self.votes = (*self.votes, body)
+                return True
+            case SweepPaused() | PrioritySet():
+                return False  # they do not show in a report
+            case _:
+                assert_never(event.body)
 
 
 def failures(jobs: list[Job]) -> dict[FailureClass, list[Job]]:
