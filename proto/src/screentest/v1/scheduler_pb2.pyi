@@ -506,19 +506,23 @@ class ListJobsRequest(_message.Message):
     SWEEP_ID_FIELD_NUMBER: _builtins.int
     PAGE_SIZE_FIELD_NUMBER: _builtins.int
     PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    JUDGING_FIELD_NUMBER: _builtins.int
     sweep_id: _builtins.str
     page_size: _builtins.int
     page_token: _builtins.str
+    judging: _builtins.bool
+    """true: the judge jobs of the sweep instead of those that make its clips."""
     def __init__(
         self,
         *,
         sweep_id: _builtins.str = ...,
         page_size: _builtins.int = ...,
         page_token: _builtins.str = ...,
+        judging: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "sweep_id", b"sweep_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["judging", b"judging", "page_size", b"page_size", "page_token", b"page_token", "sweep_id", b"sweep_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
