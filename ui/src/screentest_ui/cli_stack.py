@@ -23,6 +23,7 @@ def up(
         Path | None, typer.Option(help="Where hub weights are, one folder per lane id. Default: <home>/models.")
     ] = None,
     panel: Annotated[bool, typer.Option(help="Start the panel too.")] = True,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Serve numbers for Prometheus on loopback.")] = False,
 ) -> None:
     """Start what is missing of the local stack, until it answers."""
     home, place = default_home(), services.installation(os.environ)
@@ -32,11 +33,14 @@ def up(
         lanes=services.choose_lanes(place, asked, with_stub=stub),
         weights_dir=(weights_dir or home.path / "models").absolute(),
         with_panel=panel,
+        with_metrics=metrics,
     )
     result = stack.up(home, place, wanted, os.environ, printing.say)
     printing.say(f"scheduler: {result.grpc_address}")
     if result.panel_url:
         printing.say(f"panel: {result.panel_url}")
+    if metrics:
+        printing.say(f"metrics: {home.metrics_file}")
     if not result.started:
         printing.say("everything was running already")
 

@@ -49,6 +49,11 @@ class Home:
         """Lines of ``NAME=value`` for a client's environment: the address, and the file of the token."""
         return self.path / "client.env"
 
+    @property
+    def metrics_file(self) -> Path:
+        """Where the services of this stack serve their numbers, for Prometheus's file_sd_configs."""
+        return self.path / "prometheus-targets.json"
+
     def log_file(self, name: str) -> Path:
         return self.path / "logs" / f"{name}.log"
 

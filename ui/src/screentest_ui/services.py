@@ -23,6 +23,9 @@ GPU_LOCK_DIR = Path("/var/lock/screentest")
 
 PORT_NAMES = ("nats", "grpc", "panel", *(f"depot_{name}" for name in servers.DEPOT_PORT_NAMES))
 
+# Before the name of a service: where it serves its numbers.
+METRICS = "metrics_"
+
 # A person may fix these ports; the others are between our own processes.
 PORT_SETTINGS = {
     "nats": "SCREENTEST_NATS_PORT",
@@ -45,12 +48,23 @@ class Installation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a person asks of ``up``. ``device`` "cpu-0" or "gpu-0"; ``weights_dir``: hub weights by lane id."""
+    """What a person asks of ``up``. ``device`` "cpu-0" or "gpu-0"; ``weights_dir``: hub weights by lane id.
+
+    ``with_metrics``: every service that has numbers for Prometheus serves them.
+    """
 
     device: str
     lanes: tuple[Lane, ...]
     weights_dir: Path
     with_panel: bool = True
+    with_metrics: bool = False
+
+    @property
+    def port_names(self) -> tuple[str, ...]:
+        if not self.with_metrics:
+            return PORT_NAMES
+        services = ("scheduler", "telemetry", *(worker_name(lane.id) for lane in self.lanes))
+        return (*PORT_NAMES, *(METRICS + name for name in services))
 
 
 def installation(environment: Mapping[str, str]) -> Installation:
@@ -114,6 +128,15 @@ def client_settings(home: Home, ports: Mapping[str, int]) -> dict[str, str]:
         "SCREENTEST_GRPC_ADDRESS": f"{LOOPBACK}:{ports['grpc']}",
         "SCREENTEST_GRPC_TOKEN_FILE": str(home.secrets.grpc_token_file()),
     }
+
+
+def metrics_targets(ports: Mapping[str, int]) -> list[dict[str, object]]:
+    """What serves numbers, as Prometheus's file_sd_configs reads it."""
+    return [
+        {"targets": [f"{LOOPBACK}:{port}"], "labels": {"service": name.removeprefix(METRICS)}}
+        for name, port in sorted(ports.items())
+        if name.startswith(METRICS)
+    ]
 
 
 def marked(program: Program, marker: str) -> Program:
@@ -209,9 +232,14 @@ class _Builder:
             name=name,
             argv=(servers.binary(command or f"screentest-{name}"),),
             log_path=self._home.log_file(name),
-            env={"SCREENTEST_HOST": HOST, "SCREENTEST_LOG_FORMAT": "json", **env},
+            env={"SCREENTEST_HOST": HOST, "SCREENTEST_LOG_FORMAT": "json", **self._metrics(name), **env},
             cwd=self._home.path,
         )
+
+    def _metrics(self, name: str) -> dict[str, str]:
+        """Set in any case: one address in a person's environment would be that of all services."""
+        port = self._ports.get(METRICS + name)
+        return {"SCREENTEST_METRICS_ADDRESS": f"{LOOPBACK}:{port}" if port else ""}
 
     def _bus(self, user: str) -> dict[str, str]:
         return {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import json
 import os
 import secrets as stdlib_secrets
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,7 @@ def up(home: Home, place: Installation, wanted: Wanted, environment: Mapping[str
             launcher.launch_server(server)
         launcher.launch_services(services.our_programs(home, running.ports, place, wanted))
         _write_client_file(home, running.ports)
+        home.metrics_file.write_text(json.dumps(services.metrics_targets(running.ports), indent=1) + "\n")
         launcher.wait_until_ready(wanted)
     panel_url = f"http://{ports.LOOPBACK}:{running.ports['panel']}" if wanted.with_panel else None
     return Up(
@@ -197,18 +199,22 @@ def _plan(home: Home, wanted: Wanted, environment: Mapping[str, str], say: Say) 
         known,
         device=wanted.device,
         lane_ids=lane_ids,
-        ports=_ports(known.ports, environment, keep=bool(running), say=say),
+        ports=_ports(known.ports, environment, wanted.port_names, keep=bool(running), say=say),
         processes=running,
     )
 
 
-def _ports(known: Mapping[str, int], environment: Mapping[str, str], *, keep: bool, say: Say) -> dict[str, int]:
+def _ports(
+    known: Mapping[str, int], environment: Mapping[str, str], names: Sequence[str], *, keep: bool, say: Say
+) -> dict[str, int]:
     """Set ones, else those of last time, else free ones. While anything runs (``keep``) they must stay."""
     fixed = {name: _port_setting(setting, environment) for name, setting in services.PORT_SETTINGS.items()}
     if keep:
+        if any(name.startswith(services.METRICS) and name not in known for name in names):
+            say("what runs without metrics keeps running so; `screentest down`, then `screentest up --metrics`")
         return dict(known)
     chosen: dict[str, int] = {}
-    for name in services.PORT_NAMES:
+    for name in names:
         asked, before = fixed.get(name), known.get(name)
         if asked is not None:
             ports.require_free(asked, name, services.PORT_SETTINGS[name])
@@ -217,7 +223,7 @@ def _ports(known: Mapping[str, int], environment: Mapping[str, str], *, keep: bo
             chosen[name] = before
         elif before is not None:
             say(f"port {before} ({name}) was taken by {ports.holder_of(before) or 'another user'}; choosing another")
-    missing = [name for name in services.PORT_NAMES if name not in chosen]
+    missing = [name for name in names if name not in chosen]
     if "panel" in missing and ports.is_free(STREAMLIT_PORT) and STREAMLIT_PORT not in chosen.values():
         chosen["panel"] = STREAMLIT_PORT
         missing.remove("panel")

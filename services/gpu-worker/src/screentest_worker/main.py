@@ -20,10 +20,11 @@ from screentest import lanes, subjects
 from screentest.errors import NotPossibleNow
 from screentest.kit import clock, lifecycle, logging
 from screentest.kit.bus import Bus
+from screentest.kit.metrics import Metrics
 from screentest.lanes import Lane
 from screentest.measured import load_measured
 from screentest.records import Alive
-from screentest_worker import processes
+from screentest_worker import metrics, processes
 from screentest_worker.attempt import Turns
 from screentest_worker.commands import Commands
 from screentest_worker.consume import Consumer
@@ -150,7 +151,9 @@ class Worker:
             env_python=env_python,
             measured=load_measured(settings.measured_folder),
         )
-        ledger, spool, depot = Ledger(bus), Spool(folders.spool), Depot(bus)
+        self._metrics, spool = Metrics(), Spool(folders.spool)
+        self._metrics.at_scrape(metrics.reader(self._snapshot, spool))
+        ledger, depot = Ledger(bus), Depot(bus)
         turns = Turns(
             lane=lane,
             device=settings.device,
@@ -194,21 +197,25 @@ class Worker:
         await self._bus.answer(subject, self._commands.answer)
         ended = asyncio.Event()
         try:
-            async with asyncio.TaskGroup() as group:
-                group.create_task(self._end_after(stopping, ended))
-                group.create_task(
-                    lifecycle.run_until(
-                        ended,
-                        self._consumer.run(),
-                        self._consumer.watch_reconnects(),
-                        self._slot.watch(),
-                        self._heartbeat.run(self._snapshot),
-                    )
-                )
+            with self._metrics.served(self._settings.metrics_address):
+                await self._work(stopping, ended)
         finally:
             await self._slot.retire("the worker stops")
             await self._supervisor.end_all()
             log.info("worker_stopped")
+
+    async def _work(self, stopping: asyncio.Event, ended: asyncio.Event) -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._end_after(stopping, ended))
+            group.create_task(
+                lifecycle.run_until(
+                    ended,
+                    self._consumer.run(),
+                    self._consumer.watch_reconnects(),
+                    self._slot.watch(),
+                    self._heartbeat.run(self._snapshot),
+                )
+            )
 
     async def _end_after(self, stopping: asyncio.Event, ended: asyncio.Event) -> None:
         await stopping.wait()

@@ -137,11 +137,20 @@ def _has(pid: int, tag: str) -> bool:
 
 def peak_rss_bytes(pid: int) -> int | None:
     """Largest resident memory so far, None when the process is gone. Source: /proc/<pid>/status VmHWM, in KiB."""
+    return _status_bytes(pid, "VmHWM:")
+
+
+def resident_bytes(pid: int) -> int | None:
+    """Resident memory now, None when the process is gone. Source: /proc/<pid>/status VmRSS, in KiB."""
+    return _status_bytes(pid, "VmRSS:")
+
+
+def _status_bytes(pid: int, field: str) -> int | None:
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    lines = (line.split() for line in status.splitlines() if line.startswith("VmHWM:"))
+    lines = (line.split() for line in status.splitlines() if line.startswith(field))
     return next((int(fields[1]) * 1024 for fields in lines), None)
 
 

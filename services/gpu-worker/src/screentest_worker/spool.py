@@ -8,6 +8,7 @@ whole or not at all.
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import os
 import shutil
@@ -49,6 +50,15 @@ class Interrupted:
 
     dispatch: Dispatch
     phase: str | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Content:
+    """What lies in a spool. ``undelivered_clips``: kept for a person to fetch."""
+
+    attempts: int
+    undelivered_clips: int
+    size_bytes: int
 
 
 class Spool:
@@ -104,6 +114,11 @@ class Spool:
         if clip.is_file():
             clip.replace(self._folder / UNDELIVERED / f"{dispatch.spec.job_id}-{dispatch.attempt}.mp4")
 
+    def content(self) -> Content:
+        attempts = [path for path in self._folder.iterdir() if path.is_dir() and _is_attempt(path)]
+        clips = sum(1 for _ in (self._folder / UNDELIVERED).glob("*.mp4"))
+        return Content(attempts=len(attempts), undelivered_clips=clips, size_bytes=_size_bytes(self._folder))
+
     def left(self) -> tuple[tuple[Ended, ...], tuple[Interrupted, ...]]:
         """What an earlier process of this worker left: finished results, and attempts that were under way."""
         folders = sorted(path for path in self._folder.iterdir() if path.is_dir() and _is_attempt(path))
@@ -114,6 +129,15 @@ class Spool:
             if not (folder / "outcome.json").exists() and (lost := _readable(folder, _interrupted)) is not None
         )
         return ended, under_way
+
+
+def _size_bytes(folder: Path) -> int:
+    """Of every file below it; what is removed while we look counts nothing."""
+    total = 0
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total
 
 
 def _is_attempt(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 
@@ -19,6 +19,7 @@ from screentest.records import (
     JobEvent,
     JobSpec,
     JobState,
+    Outcome,
     PrioritySet,
     RestoreBegun,
     RetryRequested,
@@ -85,8 +86,15 @@ class DeviceState:
 class Ledger:
     """Every sweep, job and device by id, in the order of the stream."""
 
-    def __init__(self, lessons: Lessons | None = None) -> None:
+    def __init__(
+        self,
+        lessons: Lessons | None = None,
+        *,
+        attempt_ended: Callable[[JobSpec, Outcome, Stamp], None] = lambda _spec, _outcome, _stamp: None,
+    ) -> None:
+        """``attempt_ended`` hears of the end of every attempt once, also while old events are read again."""
         self.lessons = lessons or Lessons()
+        self._attempt_ended = attempt_ended
         self.sweeps: dict[str, SweepState] = {}
         self.jobs: dict[str, Entry] = {}
         self.devices: dict[tuple[str, str], DeviceState] = {}
@@ -236,6 +244,7 @@ class Ledger:
         self.jobs[event.job_id] = changed
         if changed is not entry and isinstance(event.body, AttemptEnded):
             self.lessons.learn(changed.spec, changed.rung, event.body.outcome, shared_gpu=changed.shared_gpu)
+            self._attempt_ended(changed.spec, event.body.outcome, event.stamp)
         if changed.state.is_terminal:
             for index in (self._open, self._active, self._expiring):
                 index.pop(event.job_id, None)

@@ -9,13 +9,14 @@ import structlog
 
 from screentest import lanes
 from screentest.addresses import is_loopback
-from screentest.kit import lifecycle, logging
+from screentest.kit import clock, lifecycle, logging
 from screentest.kit.archive import Archive
 from screentest.kit.bus import Bus
 from screentest.kit.config import DepotSettings, read_secret
+from screentest.kit.metrics import Metrics
 from screentest.kit.store import Store
 from screentest.measured import load_measured
-from screentest_scheduler import exposure
+from screentest_scheduler import exposure, metrics
 from screentest_scheduler.archiver import Archiver
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.depot import Depot
@@ -54,7 +55,9 @@ async def _serve(
     stopping: asyncio.Event, settings: SchedulerSettings, catalogue: dict[str, lanes.Lane], bus: Bus, store: Store
 ) -> None:
     places = settings.places()
-    ledger = Ledger(Lessons(catalogue, load_measured(settings.measured_dir)))
+    numbers = Metrics()
+    attempts = metrics.AttemptNumbers(numbers, clock.stamp().at)
+    ledger = Ledger(Lessons(catalogue, load_measured(settings.measured_dir)), attempt_ended=attempts.ended)
     journal = Journal(bus, ledger)
     await journal.replay()
     conductor = Conductor(
@@ -102,9 +105,11 @@ async def _serve(
         ),
     )
     await server.start()
+    numbers.at_scrape(lambda: metrics.read(ledger, conductor, catalogue))
     log.info("scheduler_started", address=settings.grpc_address, lanes=len(catalogue), devices=settings.devices)
     try:
-        await lifecycle.run_until(stopping, conductor.follow(), conductor.run(), archiver.run())
+        with numbers.served(settings.metrics_address):
+            await lifecycle.run_until(stopping, conductor.follow(), conductor.run(), archiver.run())
     finally:
         await server.stop()
 

@@ -14,7 +14,8 @@ from screentest_scheduler.admission import DRAIN_AFTER_S
 class SchedulerSettings(ServiceSettings):
     """``devices``: comma-separated devices of this host; ``grpc_token_file`` unset = no token asked (tests only).
 
-    ``grpc_tls_cert_file``, ``grpc_tls_key_file``: PEM, as `make certs` writes them; without them only loopback is bound.
+    ``grpc_tls_cert_file``, ``grpc_tls_key_file``: PEM, as `make certs` writes them; without them only loopback is
+    bound.
     ``grpc_reflection``: whether the server describes itself to grpcurl and the like; never beyond loopback.
 
     ``drain_after_s``: how long a device may stay not proven clean before nothing starts there without a person.

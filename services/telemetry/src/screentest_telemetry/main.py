@@ -15,10 +15,12 @@ from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock, lifecycle, logging
 from screentest.kit.bus import Bus
 from screentest.kit.config import ServiceSettings
+from screentest.kit.metrics import Metrics
 from screentest.records import CommandReply, DeviceFault, Process, ProofRequest, VitalsBatch
 from screentest_telemetry import processes, sampling
 from screentest_telemetry.devices import CpuDevice, Device, DeviceName, GpuDevice, parse_devices
 from screentest_telemetry.faults import Faults
+from screentest_telemetry.metrics import Newest
 from screentest_telemetry.nvml import DriverThread, Nvml
 from screentest_telemetry.registry import Registry
 
@@ -63,7 +65,7 @@ def build_device(name: DeviceName, settings: Settings, registry: Registry, drive
     )
 
 
-async def answer_for(bus: Bus, host: str, device: Device) -> None:
+async def answer_for(bus: Bus, host: str, device: Device, newest: Newest) -> None:
     """Subscribes the three subjects of one device. Facts that cannot be had are not answered: the asker asks again."""
 
     async def facts(_subject: str, _payload: bytes) -> bytes:
@@ -74,6 +76,7 @@ async def answer_for(bus: Bus, host: str, device: Device) -> None:
 
     async def prove(_subject: str, payload: bytes) -> bytes:
         proof = await device.prove(wire.decode(payload, ProofRequest))
+        newest.take_proof(str(device.name), proof)
         log.info("proof_given", device=str(device.name), kind=proof.kind, clean=proof.clean, reason=proof.reason)
         return wire.encode(proof)
 
@@ -93,10 +96,11 @@ def fault_teller(bus: Bus) -> Callable[[DeviceFault], Awaitable[None]]:
     return tell
 
 
-def vitals_sender(bus: Bus, host: str) -> Callable[[VitalsBatch], Awaitable[None]]:
+def vitals_sender(bus: Bus, host: str, newest: Newest) -> Callable[[VitalsBatch], Awaitable[None]]:
     outbox = sampling.Outbox(lambda payload: bus.publish(subjects.vitals(host), payload), lambda: bus.is_connected)
 
     async def send(batch: VitalsBatch) -> None:
+        newest.take_batch(batch)
         await outbox.send(wire.encode(batch))
 
     return send
@@ -113,17 +117,21 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
     )
     gpu_names = {name.index: str(name) for name in names if name.kind == "gpu"}
     faults = Faults(driver.nvml, driver.thread, settings.host, gpu_names, fault_teller(bus))
+    metrics, newest = Metrics(), Newest(settings.host)
+    metrics.at_scrape(newest.read)
     try:
         for name in names:
-            await answer_for(bus, settings.host, build_device(name, settings, registry, driver, faults))
+            await answer_for(bus, settings.host, build_device(name, settings, registry, driver, faults), newest)
         await bus.flush()
         log.info("telemetry_ready", host=settings.host, devices=settings.devices, rate_hz=settings.vitals_hz)
         gpus = sampling.GpuReader(driver.nvml, driver.thread)
-        await lifecycle.run_until(
-            stopping,
-            sampling.sample_forever(settings.host, settings.vitals_hz, gpus.read, vitals_sender(bus, settings.host)),
-            faults.watch(),
-        )
+        send = vitals_sender(bus, settings.host, newest)
+        with metrics.served(settings.metrics_address):
+            await lifecycle.run_until(
+                stopping,
+                sampling.sample_forever(settings.host, settings.vitals_hz, gpus.read, send),
+                faults.watch(),
+            )
     finally:
         driver.thread.close()
         await bus.close()
