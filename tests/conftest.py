@@ -16,7 +16,7 @@ from screentest.kit.store import Store
 from screentest.records import Process
 from screentest_ui import ports, programs, servers
 
-FOLDERS = ("contract", "unit", "integration", "faults", "e2e")
+FOLDERS = ("contract", "unit", "judging", "integration", "faults", "e2e")
 
 
 def pytest_configure(config: pytest.Config) -> None:
