@@ -26,16 +26,23 @@ from screentest.records import (
     Artifact,
     ArtifactKind,
     DeviceView,
+    FindingEdited,
     Heartbeat,
     Job,
     JobEvent,
+    JudgeCost,
     Keyframe,
     LaneVerdict,
     LaneView,
+    PairOutcome,
+    PairVoted,
     Progress,
+    Rated,
+    RubricRef,
     Sweep,
     SweepEvent,
     SweepSpec,
+    Tick,
     VitalsBatch,
     Waiting,
 )
@@ -58,7 +65,18 @@ CHUNK_BYTES = 256 * 1024
 PAGE_SIZE = 500
 
 # Reading again is harmless, and a submit is idempotent by its request id. Cancel and retry are not listed.
-_RETRIED = ("SubmitSweep", "GetSweep", "ListSweeps", "GetJob", "ListJobs", "Preflight", "ListLanes", "ListGpus")
+_RETRIED = (
+    "SubmitSweep",
+    "GetSweep",
+    "ListSweeps",
+    "GetJob",
+    "ListJobs",
+    "Preflight",
+    "ListLanes",
+    "ListGpus",
+    "ListVotes",
+    "UploadRubric",
+)
 _SERVICE_CONFIG = json.dumps(
     {
         "methodConfig": [
@@ -103,6 +121,23 @@ class Accepted:
 
     sweep: Sweep
     created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judging:
+    """``costs``: what was asked for just now, per judge; without the jobs that are done or under way already."""
+
+    sweep: Sweep
+    costs: tuple[JudgeCost, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Votes:
+    """What people said about one sweep. ``findings``: one per row, without those that were taken back."""
+
+    ratings: tuple[Rated, ...]
+    pairs: tuple[PairVoted, ...]
+    findings: tuple[FindingEdited, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -201,6 +236,16 @@ class Client:
         request = scheduler_pb2.CancelSweepRequest(sweep_id=sweep_id)
         return int(self._call("CancelSweep", request, SUBMIT_TIMEOUT_S).jobs)
 
+    def pause_sweep(self, sweep_id: str, *, paused: bool = True) -> Sweep:
+        """Nothing more of it is admitted until ``paused=False``; what runs goes on."""
+        request = scheduler_pb2.PauseSweepRequest(sweep_id=sweep_id, paused=paused)
+        return from_wire(self._call("PauseSweep", request).sweep, Sweep)
+
+    def set_priority(self, sweep_id: str, priority: int) -> Sweep:
+        """A higher one runs first; 0 is what a sweep begins with unless its spec says otherwise."""
+        request = scheduler_pb2.SetPriorityRequest(sweep_id=sweep_id, priority=priority)
+        return from_wire(self._call("SetPriority", request).sweep, Sweep)
+
     def watch(
         self,
         sweep_id: str,
@@ -243,10 +288,18 @@ class Client:
         return from_wire(self._call("GetJob", scheduler_pb2.GetJobRequest(job_id=job_id)), Job)
 
     def list_jobs(self, sweep_id: str) -> tuple[Job, ...]:
-        """Every job of a sweep, in the order of its cells."""
+        """Every job that makes a clip of a sweep, in the order of its cells."""
+        return self._list_jobs(sweep_id, judging=False)
 
+    def list_judge_jobs(self, sweep_id: str) -> tuple[Job, ...]:
+        """Every job that judges a clip or the keyframe of a sweep; ``spec.judged`` says which."""
+        return self._list_jobs(sweep_id, judging=True)
+
+    def _list_jobs(self, sweep_id: str, *, judging: bool) -> tuple[Job, ...]:
         def page(token: str) -> Any:
-            request = scheduler_pb2.ListJobsRequest(sweep_id=sweep_id, page_size=PAGE_SIZE, page_token=token)
+            request = scheduler_pb2.ListJobsRequest(
+                sweep_id=sweep_id, page_size=PAGE_SIZE, page_token=token, judging=judging
+            )
             return self._call("ListJobs", request)
 
         return _paged(page, lambda reply: _records(reply.jobs, Job), None)
@@ -257,6 +310,77 @@ class Client:
     def retry_job(self, job_id: str) -> Job:
         """A new job for the same cell, with ``retry_of``; NotPossibleNow while the old one has not ended."""
         return from_wire(self._call("RetryJob", scheduler_pb2.RetryJobRequest(job_id=job_id)).job, Job)
+
+    # ---- judging
+
+    def judge_sweep(
+        self,
+        sweep_id: str,
+        *,
+        judge_lane_ids: Sequence[str] = (),
+        rubrics: Sequence[RubricRef] = (),
+        estimate_only: bool = False,
+    ) -> Judging:
+        """Asks for judgements of a sweep's clips, also when it is long over; what failed before is tried again.
+
+        ``judge_lane_ids``, ``rubrics``: empty = those that the sweep has. Another rubric has everything judged anew.
+        ``estimate_only``: says what it would cost and queues nothing. BadRequest names the wrong judge or rubric.
+        """
+        request = scheduler_pb2.JudgeSweepRequest(
+            sweep_id=sweep_id,
+            judge_lane_ids=judge_lane_ids,
+            rubrics=[to_wire(rubric) for rubric in rubrics],
+            estimate_only=estimate_only,
+        )
+        reply = self._call("JudgeSweep", request, SUBMIT_TIMEOUT_S)
+        return Judging(sweep=from_wire(reply.sweep, Sweep), costs=_records(reply.costs, JudgeCost))
+
+    def upload_rubric(
+        self, rubric: bytes | Path, *, file_name: str = "", prompt: str = "", prompt_index: int = 0
+    ) -> RubricRef:
+        """JSON of schema rubric/1; BadRequest names the wrong field, or says that it is of another ``prompt``."""
+        if isinstance(rubric, Path):
+            file_name = file_name or rubric.name
+            rubric = _read(rubric, "rubric")
+        request = scheduler_pb2.UploadRubricRequest(
+            file_name=file_name or "rubric", json=rubric, prompt=prompt, prompt_index=prompt_index
+        )
+        return from_wire(self._call("UploadRubric", request, UPLOAD_TIMEOUT_S).rubric, RubricRef)
+
+    def rate_clip(
+        self, job_id: str, *, score10: float | None = None, ticks: Sequence[Tick] = (), rubric_sha256: str = ""
+    ) -> None:
+        """A person's blind rating, 0 to 10, ticks of elements, or both; the last one of a clip counts.
+
+        ``rubric_sha256``: of the rubric whose elements were ticked. NotPossibleNow for a job without a clip.
+        """
+        request = scheduler_pb2.RateClipRequest(
+            job_id=job_id, score10=score10, ticks=[to_wire(tick) for tick in ticks], rubric_sha256=rubric_sha256
+        )
+        self._call("RateClip", request)
+
+    def vote_pair(self, left_job_id: str, right_job_id: str, outcome: PairOutcome) -> None:
+        """A person's blind choice between two clips of one prompt of one sweep."""
+        request = scheduler_pb2.VotePairRequest(
+            left_job_id=left_job_id, right_job_id=right_job_id, outcome=cast("Any", enum_number(outcome))
+        )
+        self._call("VotePair", request)
+
+    def edit_finding(self, sweep_id: str, row: str, text: str) -> None:
+        """A person's words for one row of the report; the original is kept.
+
+        ``row``: a job id or ``note:<slug>``; ``text`` empty = back to the original.
+        """
+        self._call("EditFinding", scheduler_pb2.EditFindingRequest(sweep_id=sweep_id, row=row, text=text))
+
+    def list_votes(self, sweep_id: str) -> Votes:
+        """What people said about a sweep and what counts: of a rating and an edit the last one."""
+        reply = self._call("ListVotes", scheduler_pb2.ListVotesRequest(sweep_id=sweep_id))
+        return Votes(
+            ratings=_records(reply.ratings, Rated),
+            pairs=_records(reply.pairs, PairVoted),
+            findings=_records(reply.findings, FindingEdited),
+        )
 
     # ---- lanes and devices
 
@@ -282,7 +406,7 @@ class Client:
     def get_artifact(
         self, *, kind: ArtifactKind, job_id: str | None = None, sweep_id: str | None = None, name: str = ""
     ) -> ArtifactUrl:
-        """A job's clip, log or manifest, or one file of a sweep's report (``name`` empty = index.html)."""
+        """A job's clip, judgement, log or manifest, or one file of a sweep's report (``name`` empty = index.html)."""
         if (job_id is None) == (sweep_id is None):
             raise BadRequest("name either a job (clip, log, manifest) or a sweep (report)")
         request = scheduler_pb2.GetArtifactRequest(kind=cast("Any", enum_number(kind)), name=name)
@@ -301,7 +425,7 @@ class Client:
         """PNG, JPEG or WebP, one frame, at most 20 MB and 40 megapixels; BadRequest says what is wrong with it."""
         if isinstance(image, Path):
             file_name = file_name or image.name
-            image = _read(image)
+            image = _read(image, "keyframe")
         reply = self._call("UploadKeyframe", _chunks(file_name or "keyframe", image), UPLOAD_TIMEOUT_S)
         return from_wire(reply.keyframe, Keyframe)
 
@@ -393,8 +517,8 @@ def _ca_bytes(ca: bytes | Path) -> bytes:
         raise BadRequest(f"CA file {ca} cannot be read ({error.strerror}); check SCREENTEST_GRPC_CA_FILE") from error
 
 
-def _read(path: Path) -> bytes:
+def _read(path: Path, what: str) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadRequest(f"keyframe {path} cannot be read ({error.strerror}); check the path") from error
+        raise BadRequest(f"{what} {path} cannot be read ({error.strerror}); check the path") from error
