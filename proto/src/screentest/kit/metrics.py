@@ -13,7 +13,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, start_http_server
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    start_http_server,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
@@ -51,6 +58,7 @@ class Metrics:
     """The registry of one service."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # another series per counter, which nobody asks for
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
 
