@@ -14,7 +14,7 @@ class ServiceSettings(BaseSettings):
     """Environment ``SCREENTEST_*``. Secrets come as files: the environment of a process is readable by its user.
 
     ``metrics_address``: ``host:port`` for Prometheus, empty = none. They are neither encrypted nor guarded: loopback,
-    or a network of one's own.
+    or a network of one's own. ``health_file``: kept fresh while the service works, for a container's health check.
     """
 
     model_config = SettingsConfigDict(env_prefix="SCREENTEST_", frozen=True, extra="ignore")
@@ -24,6 +24,7 @@ class ServiceSettings(BaseSettings):
     nats_password_file: Path | None = None
     host: str = Field(default="local", pattern=r"^[a-z0-9-]{1,63}$")
     metrics_address: str = ""
+    health_file: Path | None = None
     log_format: str = Field(default="auto", pattern="^(auto|json|console)$")
     log_level: str = Field(default="info", pattern="^(debug|info|warning|error)$")
 

@@ -18,7 +18,7 @@ import structlog
 import screentest_runner
 from screentest import lanes, subjects
 from screentest.errors import NotPossibleNow
-from screentest.kit import clock, lifecycle, logging
+from screentest.kit import clock, health, lifecycle, logging
 from screentest.kit.bus import Bus
 from screentest.kit.metrics import Metrics
 from screentest.lanes import Lane
@@ -214,6 +214,7 @@ class Worker:
                     self._consumer.watch_reconnects(),
                     self._slot.watch(),
                     self._heartbeat.run(self._snapshot),
+                    health.show(self._settings.health_file, lambda: self._bus.is_connected),
                 )
             )
 

@@ -9,7 +9,7 @@ import structlog
 
 from screentest import subjects
 from screentest.errors import ScreentestError, Unavailable
-from screentest.kit import lifecycle, logging
+from screentest.kit import health, lifecycle, logging
 from screentest.kit.bus import Bus
 from screentest.kit.config import DepotSettings, ServiceSettings
 from screentest.kit.store import Store
@@ -112,6 +112,7 @@ async def serve(settings: ServiceSettings, depot: DepotSettings, stopping: async
         log.info("reporter_ready", next_sequence=next_sequence)
         async with asyncio.TaskGroup() as group:
             group.create_task(follow(bus, ledger, next_sequence))
+            group.create_task(health.show(settings.health_file, lambda: bus.is_connected))
             group.create_task(publish_forever(ledger, Publisher(bus, store, pictures)))
 
     try:

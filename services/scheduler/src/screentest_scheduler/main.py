@@ -9,7 +9,7 @@ import structlog
 
 from screentest import lanes
 from screentest.addresses import is_loopback
-from screentest.kit import clock, lifecycle, logging
+from screentest.kit import clock, health, lifecycle, logging
 from screentest.kit.archive import Archive
 from screentest.kit.bus import Bus
 from screentest.kit.config import DepotSettings, read_secret
@@ -109,7 +109,8 @@ async def _serve(
     log.info("scheduler_started", address=settings.grpc_address, lanes=len(catalogue), devices=settings.devices)
     try:
         with numbers.served(settings.metrics_address):
-            await lifecycle.run_until(stopping, conductor.follow(), conductor.run(), archiver.run())
+            sign_of_life = health.show(settings.health_file, lambda: bus.is_connected)
+            await lifecycle.run_until(stopping, conductor.follow(), conductor.run(), archiver.run(), sign_of_life)
     finally:
         await server.stop()
 

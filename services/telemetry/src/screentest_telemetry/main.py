@@ -12,7 +12,7 @@ from pydantic import Field
 
 from screentest import subjects, wire
 from screentest.errors import BadRequest, Unavailable
-from screentest.kit import clock, lifecycle, logging
+from screentest.kit import clock, health, lifecycle, logging
 from screentest.kit.bus import Bus
 from screentest.kit.config import ServiceSettings
 from screentest.kit.metrics import Metrics
@@ -131,6 +131,7 @@ async def serve(settings: Settings, stopping: asyncio.Event) -> None:
                 stopping,
                 sampling.sample_forever(settings.host, settings.vitals_hz, gpus.read, send),
                 faults.watch(),
+                health.show(settings.health_file, lambda: bus.is_connected),
             )
     finally:
         driver.thread.close()
