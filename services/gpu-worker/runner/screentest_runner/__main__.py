@@ -12,6 +12,7 @@ from screentest_runner.loop import Inbox, Outbox, Runner
 from screentest_runner.protocol import REPLY_FD_VARIABLE
 
 PR_SET_PDEATHSIG = 1  # Source: prctl(2)
+PR_SET_DUMPABLE = 4  # Source: prctl(2)
 
 # The supervisor sets these; a runner started by hand behaves the same.
 DEFAULT_ENVIRONMENT = {
@@ -36,6 +37,10 @@ def main() -> int:
         os.environ.setdefault(name, value)
     # Fires when the supervisor's spawning thread dies; the end of stdin covers a supervisor that died before this call.
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() == 1:
+        # In a container, where the supervisor is PID 1: no process of this user may read our memory, environment or
+        # open files. The proof needs none of them there, because what we leave behind ends with PID 1.
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)  # the stack dump of the stop ladder
     inbox = Inbox(sys.stdin.buffer)
