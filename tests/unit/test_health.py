@@ -21,9 +21,13 @@ async def _shown(path: Path, well: list[bool]) -> bool:
         shown = group.create_task(health.show(path, lambda: well[0]))
         for _ in range(30):
             await asyncio.sleep(0.01)
-            if path.exists():
+            if is_there(path):
                 break
         shown.cancel()
+    return is_there(path)
+
+
+def is_there(path: Path) -> bool:
     return path.exists()
 
 
