@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from screentest.client import Votes
 from screentest.errors import BadRequest, FieldViolation, NotFound, NotPossibleNow, ScreentestError, grpc_code
 from screentest.folding import count
 from screentest.objects import attempt_object
@@ -24,33 +25,41 @@ from screentest.records import (
     DeviceProof,
     DeviceView,
     FailureClass,
+    FindingEdited,
     GpuInfo,
     GpuSample,
     HostSample,
     Job,
     JobSpec,
     JobState,
+    JudgeCost,
     Keyframe,
     LanePlan,
     LaneVerdict,
     LaneView,
     Limits,
     Outcome,
+    PairOutcome,
+    PairVoted,
     Progress,
     Proof,
     ProofKind,
+    Rated,
+    RubricRef,
     Stamp,
     Sweep,
     SweepRecord,
     SweepSettled,
     SweepSpec,
     Task,
+    Tick,
     Verdict,
     VitalsBatch,
     Weights,
 )
+from screentest.rubric import Rubric, from_json
 from screentest.v1 import scheduler_pb2, scheduler_pb2_grpc
-from screentest.wire import from_wire, to_wire
+from screentest.wire import enum_member, from_wire, to_wire
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOSTILE = "<script>alert(1)</script> **bold** [link](http://x.test) :red[red] $x$ `code` www.x.test :smile:"
@@ -61,13 +70,20 @@ def stamp(seconds: float = 0) -> Stamp:
 
 
 def lane(
-    lane_id: str, title: str = "", task: Task = Task.T2V, *, alive: bool = True, device: str = "cpu-0"
+    lane_id: str,
+    title: str = "",
+    task: Task = Task.T2V,
+    *,
+    alive: bool = True,
+    device: str = "cpu-0",
+    tier: str = "",
+    env: str = "diffusers",
 ) -> LaneView:
     return LaneView(
         lane_id=lane_id,
         lane_title=title or lane_id.title(),
         task=task,
-        env="stub",
+        env=env,
         lane_digest="d" * 64,
         repo=f"someone/{lane_id}",
         licence="Apache-2.0",
@@ -78,6 +94,7 @@ def lane(
         host="local",
         device=device,
         queued=0,
+        tier=tier,
     )
 
 
@@ -260,6 +277,10 @@ class World:
     cancelled: list[str] = field(default_factory=list)
     retried: list[str] = field(default_factory=list)
     undrained: list[str] = field(default_factory=list)
+    votes: Votes = field(default_factory=lambda: Votes(ratings=(), pairs=(), findings=()))
+    costs: tuple[JudgeCost, ...] = ()
+    judged: list[tuple[str, ...]] = field(default_factory=list)
+    rubrics: list[Rubric] = field(default_factory=list)
     too_late: set[str] = field(default_factory=set)
     error: ScreentestError | None = None
 
@@ -295,6 +316,8 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
 
     def ListJobs(self, request, context):  # noqa: N802
         jobs = _found(self.world.jobs, request.sweep_id, "sweep")
+        if request.judging:
+            return scheduler_pb2.ListJobsResponse()
         return scheduler_pb2.ListJobsResponse(jobs=[to_wire(item) for item in jobs])
 
     def GetJob(self, request, context):  # noqa: N802
@@ -313,6 +336,65 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
     def RetryJob(self, request, context):  # noqa: N802
         self.world.retried.append(request.job_id)
         return scheduler_pb2.RetryJobResponse(job=to_wire(self._job(request.job_id)))
+
+    def PauseSweep(self, request, context):  # noqa: N802
+        return scheduler_pb2.PauseSweepResponse(sweep=self._changed(request.sweep_id, paused=request.paused))
+
+    def SetPriority(self, request, context):  # noqa: N802
+        return scheduler_pb2.SetPriorityResponse(sweep=self._changed(request.sweep_id, priority=request.priority))
+
+    def JudgeSweep(self, request, context):  # noqa: N802
+        if not request.estimate_only:
+            self.world.judged.append(tuple(request.judge_lane_ids))
+        costs = [to_wire(item) for item in self.world.costs]
+        return scheduler_pb2.JudgeSweepResponse(sweep=to_wire(self.world.sweeps[request.sweep_id]), costs=costs)
+
+    def UploadRubric(self, request, context):  # noqa: N802
+        asked = from_json(request.json.decode(), request.file_name)
+        self.world.rubrics.append(asked)
+        ref = RubricRef(
+            prompt_index=request.prompt_index,
+            key=f"rubrics/{asked.sha256}.json",
+            sha256=asked.sha256,
+            size_bytes=len(request.json),
+            rubric_sha256=asked.sha256,
+            approved_by=asked.approved_by or "",
+        )
+        return scheduler_pb2.UploadRubricResponse(rubric=to_wire(ref))
+
+    def RateClip(self, request, context):  # noqa: N802
+        rated = Rated(
+            job_id=request.job_id,
+            rater="a person",
+            score10=request.score10 if request.HasField("score10") else None,
+            ticks=tuple(from_wire(tick, Tick) for tick in request.ticks),
+            rubric_sha256=request.rubric_sha256,
+        )
+        self.world.votes = replace(self.world.votes, ratings=(*self.world.votes.ratings, rated))
+        return scheduler_pb2.RateClipResponse()
+
+    def VotePair(self, request, context):  # noqa: N802
+        voted = PairVoted(
+            left_job_id=request.left_job_id,
+            right_job_id=request.right_job_id,
+            outcome=enum_member(request.outcome, PairOutcome),
+            rater="a person",
+        )
+        self.world.votes = replace(self.world.votes, pairs=(*self.world.votes.pairs, voted))
+        return scheduler_pb2.VotePairResponse()
+
+    def EditFinding(self, request, context):  # noqa: N802
+        edited = FindingEdited(row=request.row, text=request.text, by="a person")
+        self.world.votes = replace(self.world.votes, findings=(*self.world.votes.findings, edited))
+        return scheduler_pb2.EditFindingResponse()
+
+    def ListVotes(self, request, context):  # noqa: N802
+        votes = self.world.votes
+        return scheduler_pb2.ListVotesResponse(
+            ratings=[to_wire(item) for item in votes.ratings],
+            pairs=[to_wire(item) for item in votes.pairs],
+            findings=[to_wire(item) for item in votes.findings],
+        )
 
     def Preflight(self, request, context):  # noqa: N802
         titles = {item.lane_id: item.lane_title for item in self.world.lanes}
@@ -353,6 +435,11 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
             raise BadRequest("this file is no picture: use PNG, JPEG or WebP")
         keyframe = Keyframe(key="keyframes/k.png", sha256="cd" * 32, width_px=8, height_px=8, size_bytes=len(content))
         return scheduler_pb2.UploadKeyframeResponse(keyframe=to_wire(keyframe))
+
+    def _changed(self, sweep_id: str, **changes: Any) -> Any:
+        changed = replace(_found(self.world.sweeps, sweep_id, "sweep"), **changes)
+        self.world.sweeps[sweep_id] = changed
+        return to_wire(changed)
 
     def _job(self, job_id: str) -> Job:
         return _found({job.spec.job_id: job for jobs in self.world.jobs.values() for job in jobs}, job_id, "job")

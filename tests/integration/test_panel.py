@@ -80,6 +80,12 @@ def words(app: AppTest) -> str:
     return "\n".join(said).replace("\\", "").replace("\u2060", "")
 
 
+def table(app: AppTest, column: str) -> list[dict[str, object]]:
+    """The rows of the one table that has this column."""
+    (found,) = [element.value for element in app.dataframe if column in element.value.columns]
+    return found.to_dict("records")
+
+
 # ---- empty
 
 
@@ -199,7 +205,7 @@ def test_what_a_lane_takes_is_shown_before_the_submit(world: World) -> None:
     world.refused["stub-i2v"] = "it does not fit"
     app = filled(opened("submit"), "stub", "stub-i2v")
     assert "it does not fit; Fix: ask for 17 frames" in words(app)
-    shown, refused = app.dataframe[0].value.to_dict("records")
+    shown, refused = table(app, "Rung")
     assert (shown["Rung"], shown["Memory"]) == ("lean", "needs 14.0 GiB of 22.0 GiB free")
     assert (shown["Clip"], shown["Energy"], shown["Basis"]) == (
         "5 min 44 s (4 min 10 s to 7 min 0 s)",

@@ -8,6 +8,7 @@ import streamlit as st
 
 from screentest.records import ArtifactKind
 from screentest_ui.panel_artifacts import Link, Wanted, links
+from screentest_ui.panel_player import MOST_CLIPS, Screen, player
 from screentest_ui.panel_sweep import ClipCard
 from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, plain
 
@@ -29,7 +30,36 @@ def show_clips(sweep_id: str, cards: Sequence[ClipCard]) -> None:
                 show_clip(card, clip_links[clip_of(card.job_id)], sheet_links.get(sheet_of(sweep_id, card.job_id)))
     if len(cards) > shown and st.button(f"Show {min(AT_ONCE, len(cards) - shown)} more of {len(cards)} clips"):
         st.session_state[f"clips_shown_{sweep_id}"] = shown + AT_ONCE
-        st.rerun()
+        st.rerun(scope="fragment")
+
+
+def show_side_by_side(sweep_id: str, cards: Sequence[ClipCard]) -> None:
+    """Up to four clips on one transport; which ones stands in the address, the position in the browser."""
+    if not cards:
+        st.caption("The first clip stands here when its job has ended.")
+        return
+    by_id = {card.job_id: card for card in cards}
+    asked = [job_id for job_id in st.query_params.get("clips", "").split(",") if job_id in by_id]
+    chosen = st.multiselect(
+        "Clips",
+        list(by_id),
+        default=asked or list(by_id)[:2],
+        format_func=lambda job_id: by_id[job_id].model,
+        max_selections=MOST_CLIPS,
+        key=f"side-{sweep_id}",
+    )
+    st.query_params["clips"] = ",".join(chosen)
+    found = links([clip_of(job_id) for job_id in chosen])
+    for job_id in chosen:
+        if not found[clip_of(job_id)].url:
+            st.warning(plain(f"{by_id[job_id].model}: {found[clip_of(job_id)].trouble}"), icon=":material/cloud_off:")
+    screens = [
+        Screen(id=job_id, url=found[clip_of(job_id)].url, label=by_id[job_id].model, fps=by_id[job_id].fps)
+        for job_id in chosen
+        if found[clip_of(job_id)].url
+    ]
+    if screens:
+        player(screens, key=f"player-{sweep_id}")
 
 
 def show_clip(card: ClipCard, clip: Link, sheet: Link | None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from screentest.errors import BadRequest, FieldViolation
-from screentest.records import Keyframe, LaneVerdict, LaneView, Requested, SweepSpec, Verdict, Weights
+from screentest.records import Keyframe, LaneVerdict, LaneView, Requested, RubricRef, SweepSpec, Verdict, Weights
 from screentest.wire import encode
 
 MAX_SEED = 2**63 - 1  # JobSpec.seed is an int64
@@ -28,6 +28,7 @@ class Draft:
     requested: Requested = field(default_factory=Requested)
     skip_impossible: bool = True
     memory_cap_gib: float | None = None
+    judge_lane_ids: tuple[str, ...] = ()
 
 
 def prompts(text: str) -> tuple[str, ...]:
@@ -63,8 +64,11 @@ def problems(draft: Draft) -> tuple[FieldViolation, ...]:
     return tuple(wrong)
 
 
-def spec(draft: Draft) -> SweepSpec:
-    """The sweep a complete draft asks for; BadRequest lists the problems of an incomplete one."""
+def spec(draft: Draft, rubrics: tuple[RubricRef, ...] = ()) -> SweepSpec:
+    """The sweep a complete draft asks for; BadRequest lists the problems of an incomplete one.
+
+    ``rubrics``: those that a person edited or approved; the scheduler drafts the others.
+    """
     wrong = problems(draft)
     if wrong:
         raise BadRequest("the form is not complete: " + "; ".join(item.description for item in wrong), wrong)
@@ -78,6 +82,8 @@ def spec(draft: Draft) -> SweepSpec:
         requested=draft.requested,
         skip_impossible=draft.skip_impossible,
         memory_cap_gib=draft.memory_cap_gib,
+        judge_lane_ids=draft.judge_lane_ids,
+        rubrics=rubrics,
     )
 
 
@@ -97,8 +103,12 @@ def request_id(nonce: str, sweep: SweepSpec) -> str:
 
 def job_count(draft: Draft, verdicts: Mapping[str, LaneVerdict]) -> int:
     """Jobs the sweep will have: prompts x lanes x seeds, without the lanes that will be skipped."""
-    lanes = [lane_id for lane_id in draft.lane_ids if not (draft.skip_impossible and is_refused(verdicts, lane_id))]
-    return len(prompts(draft.prompts_text)) * len(lanes) * len(seeds(draft.seeds_text))
+    return len(prompts(draft.prompts_text)) * len(taking_part(draft, verdicts)) * len(seeds(draft.seeds_text))
+
+
+def taking_part(draft: Draft, verdicts: Mapping[str, LaneVerdict]) -> tuple[str, ...]:
+    """The chosen lanes without those that will be skipped."""
+    return tuple(lane_id for lane_id in draft.lane_ids if not (draft.skip_impossible and is_refused(verdicts, lane_id)))
 
 
 def is_refused(verdicts: Mapping[str, LaneVerdict], lane_id: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 import posixpath
 import re
 import zipfile
@@ -68,6 +69,20 @@ def _opened(page: str, hosts: str) -> str:
     head, mark, rest = page.partition("Content-Security-Policy")
     policy, end, body = rest.partition(">")
     return head + mark + _CSP_SOURCES.sub(rf"\1 {hosts}", policy) + end + body if mark else page
+
+
+def composed_findings(document: bytes) -> dict[str, str]:
+    """The words that a report was composed with, by row: job ids, and ``note:<slug>`` of its operator notes.
+
+    A report of another version, or a damaged one, has none.
+    """
+    try:
+        content = json.loads(document)
+        rows = {row["job_id"]: row["finding"] for row in content["table"]}
+        notes = {note["row"]: note["text"] for note in content.get("notes", ())}
+    except (ValueError, KeyError, TypeError):
+        return {}
+    return {**rows, **notes}
 
 
 def folder(files: Mapping[str, bytes]) -> bytes:

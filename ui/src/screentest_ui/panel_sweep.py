@@ -20,6 +20,7 @@ class ClipCard:
     job_id: str
     model: str
     seed: int
+    fps: float
     prompt: str
     facts: str
     flags: tuple[str, ...]
@@ -113,6 +114,7 @@ def _clip_card(row: table.Row, job: Job) -> ClipCard:
         job_id=job.spec.job_id,
         model=row.model,
         seed=row.seed,
+        fps=facts.fps if facts else job.spec.fps,
         prompt=shortened(job.spec.prompt, 90),
         facts=", ".join(filter(None, words)),
         flags=facts.flags if facts else (),

@@ -1,17 +1,20 @@
-"""Submit: one scene, the lanes it goes through, and what each lane will make of it before anything is queued."""
+"""Submit: one scene, the lanes it goes through, what is judged, and what all of it takes before anything is queued."""
 
 from __future__ import annotations
 
 import hashlib
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import streamlit as st
 
+from screentest.errors import ScreentestError
 from screentest.records import Keyframe, LaneVerdict, LaneView, Requested, SweepSpec, Task, Verdict, Weights
-from screentest_ui import panel_form, panel_link
+from screentest_ui import panel_budget, panel_drafts, panel_form, panel_link, panel_rubric_editor
 from screentest_ui.outlook import COLUMNS, Outlook, outlook
 from screentest_ui.panel_form import Draft
+from screentest_ui.panel_keyframe import crops, preview
 from screentest_ui.panel_text import counted, file_size, listed, plain, weights_words
 
 _TASKS = {Task.T2V: "Text to video", Task.I2V: "Image to video", Task.T2I: "Text to image"}
@@ -21,6 +24,28 @@ _VERDICTS = {
     Verdict.REFUSED: (":material/cancel:", "red"),
     Verdict.NOT_PREFLIGHTED: (":material/help:", "orange"),
 }
+JUDGE_COST_KEPT_S = 60.0
+# What a refresh of the browser must not lose, beside the lanes and judges.
+FIELDS = (
+    "title",
+    "prompts",
+    "seeds",
+    "weights",
+    "skip_impossible",
+    "negative_prompt",
+    "width_px",
+    "height_px",
+    "num_frames",
+    "steps",
+    "guidance",
+    "fps",
+    "memory_cap_gib",
+    "budget_h",
+    "budget_wh",
+    "kept_keyframe",
+    panel_rubric_editor.KEPT,
+    panel_rubric_editor.PERSON,
+)
 
 
 def known_lanes() -> list[LaneView]:
@@ -45,8 +70,14 @@ def ask_scene() -> tuple[str, str]:
     return title, prompts_text
 
 
-def ask_keyframe() -> Keyframe | None:
-    """Uploads a chosen picture at once: the scheduler checks it, and only a picture it accepts is shown."""
+# ---- the keyframe
+
+
+def ask_keyframe() -> tuple[Keyframe, bytes] | None:
+    """Uploads a chosen picture at once: the scheduler checks it, and only a picture it accepts is shown.
+
+    It stays in the form's draft: a browser does not give a chosen file to a page a second time.
+    """
     upload = st.file_uploader(
         "Keyframe",
         type=["png", "jpg", "jpeg", "webp"],
@@ -54,14 +85,28 @@ def ask_keyframe() -> Keyframe | None:
         key="keyframe",
         help="For image-to-video lanes. PNG, JPEG or WebP, one frame, at most 20 MB and 40 megapixels.",
     )
-    if upload is None:
-        return None
-    content = upload.getvalue()
-    keyframe = uploaded(content, upload.name)
-    if keyframe is not None:
-        words = f"{keyframe.width_px} x {keyframe.height_px} px, {file_size(keyframe.size_bytes)} as PNG"
-        st.image(content, caption=words, width=320, alt="The keyframe")
-    return keyframe
+    if upload is not None:
+        content = upload.getvalue()
+        keyframe = uploaded(content, upload.name)
+        st.session_state["kept_keyframe"] = (keyframe, content) if keyframe is not None else None
+        st.session_state["keyframe_chosen"] = True
+    elif st.session_state.pop("keyframe_chosen", False):
+        st.session_state["kept_keyframe"] = None  # taken away by the uploader's own button
+    kept: tuple[Keyframe, bytes] | None = st.session_state.get("kept_keyframe")
+    if kept is not None:
+        show_keyframe(*kept, is_chosen=upload is not None)
+    return kept
+
+
+def show_keyframe(keyframe: Keyframe, content: bytes, *, is_chosen: bool) -> None:
+    words = f"{keyframe.width_px} x {keyframe.height_px} px, {file_size(keyframe.size_bytes)} as PNG"
+    st.image(content, caption=words, width=320, alt="The keyframe")
+    if not is_chosen:
+        st.button("Take the keyframe away", key="no_keyframe", type="tertiary", on_click=forget_keyframe)
+
+
+def forget_keyframe() -> None:
+    st.session_state["kept_keyframe"] = None
 
 
 def uploaded(content: bytes, file_name: str) -> Keyframe | None:
@@ -72,6 +117,22 @@ def uploaded(content: bytes, file_name: str) -> Keyframe | None:
         with panel_link.errors_shown():
             done[digest] = panel_link.scheduler().upload_keyframe(content, file_name=file_name)
     return done.get(digest)
+
+
+def show_crops(keyframe: tuple[Keyframe, bytes] | None, verdicts: Mapping[str, LaneVerdict]) -> None:
+    """What each lane will see of the keyframe: scaled to cover the lane's size, cut at the centre."""
+    found = crops(keyframe[0], verdicts.values()) if keyframe is not None else ()
+    if keyframe is None or not found:
+        return
+    st.subheader("What the lanes see of the keyframe")
+    with st.container(horizontal=True):
+        for crop in found:
+            with st.container(width=260):
+                st.image(preview(keyframe[1], crop), width="stretch", alt=f"The keyframe at {crop.words}")
+                st.caption(plain(crop.words))
+
+
+# ---- lanes, parameters, judges
 
 
 def lane_label(lane: LaneView) -> str:
@@ -116,6 +177,22 @@ def set_lanes(keys: Sequence[str], chosen: bool) -> None:
         st.session_state[key] = chosen
 
 
+def ask_judges(judges: Sequence[LaneView]) -> tuple[str, ...]:
+    """The chosen judges; none = those that need no weights, which the scheduler takes by itself."""
+    if not judges:
+        return ()
+    st.subheader("Judges")
+    st.caption("None chosen: the pixels of each clip are looked at, nothing else. Random weights are never scored.")
+    chosen = []
+    for judge in judges:
+        tier = panel_budget.TIERS.get(judge.tier, "")
+        worker = ":green-badge[worker alive]" if judge.worker_alive else ":orange-badge[no worker]"
+        label = f"**{plain(judge.lane_title)}** :gray-badge[{plain(f'tier {judge.tier}: {tier}')}] {worker}"
+        if st.checkbox(label, key=f"judge-{judge.lane_id}", wrap=True):
+            chosen.append(judge.lane_id)
+    return tuple(chosen)
+
+
 def ask_requested() -> Requested:
     """Generic parameters for every lane; an empty field leaves each lane at its own default."""
     negative_prompt = st.text_area("Negative prompt", key="negative_prompt", height=68)
@@ -153,10 +230,11 @@ def ask_memory_cap() -> float | None:
 
 def ask_run(lanes: Sequence[LaneView]) -> tuple[str, Weights, bool]:
     left, right = st.columns(2)
-    seeds_text = left.text_input("Seeds", value="42", key="seeds", help="Whole numbers, separated by commas.")
-    choices: tuple[Weights, ...] = tuple(Weights)
-    usual: int = choices.index(panel_form.usual_weights(lanes))
-    weights = right.selectbox("Weights", choices, index=usual, format_func=weights_words, key="weights")
+    # Defaults by the session's state: a restored draft sets the same keys, and a widget takes one of the two.
+    st.session_state.setdefault("seeds", "42")
+    st.session_state.setdefault("weights", panel_form.usual_weights(lanes))
+    seeds_text = left.text_input("Seeds", key="seeds", help="Whole numbers, separated by commas.") or ""
+    weights = right.selectbox("Weights", tuple(Weights), format_func=weights_words, key="weights")
     skip = st.radio(
         "When a lane cannot take part",
         [True, False],
@@ -167,11 +245,14 @@ def ask_run(lanes: Sequence[LaneView]) -> tuple[str, Weights, bool]:
     return seeds_text, weights, skip
 
 
+# ---- what it takes
+
+
 def preflight(draft: Draft) -> dict[str, LaneVerdict]:
     """What each chosen lane says to this draft; asked again only when the draft has changed."""
     if panel_form.problems(draft):
         return {}
-    spec = panel_form.spec(draft)
+    spec = panel_form.spec(replace(draft, judge_lane_ids=()))  # a judge changes nothing for the lanes
     content, verdicts = st.session_state.get("preflight", ("", {}))
     if content != panel_form.content_of(spec):
         verdicts = {}
@@ -207,6 +288,66 @@ def outlook_row(item: Outlook) -> dict[str, str]:
     return {**shown, "Lane": item.lane_title, "Basis": item.basis}
 
 
+def show_bill(draft: Draft, verdicts: Mapping[str, LaneVerdict]) -> None:
+    """The sums of the estimates against the budget, right above the button."""
+    if not verdicts:
+        return
+    taking = [verdicts[lane_id] for lane_id in panel_form.taking_part(draft, verdicts) if lane_id in verdicts]
+    cells = len(panel_form.prompts(draft.prompts_text)) * len(panel_form.seeds(draft.seeds_text))
+    found = panel_budget.bill(taking, cells)
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        with st.container(width="content"):
+            st.metric("GPU time in all", found.time_words, width="content")
+        with st.container(width="content"):
+            st.metric("Energy in all", found.energy_words, width="content")
+        hours = st.number_input(
+            "Budget in hours", 0.1, 1000.0, None, 0.5, key="budget_h", placeholder="none", width=150
+        )
+        watt_hours = st.number_input(
+            "Budget in Wh", 1.0, 1e6, None, 10.0, key="budget_wh", placeholder="none", width=150
+        )
+    for words in panel_budget.over_budget(found, hours, watt_hours):
+        st.warning(
+            f"Over the budget: {plain(words)}. Take lanes or seeds away, or raise it.", icon=":material/warning:"
+        )
+
+
+def show_judge_bills(draft: Draft, verdicts: Mapping[str, LaneVerdict], judges: Sequence[LaneView]) -> None:
+    chosen = [judge for judge in judges if judge.lane_id in draft.judge_lane_ids]
+    prompts = panel_form.prompts(draft.prompts_text)
+    if not chosen or not prompts:
+        return
+    if draft.weights.is_random:
+        st.caption("These weights are random: only pixels are looked at, whatever judge is chosen.")
+        return
+    cells = panel_form.job_count(draft, verdicts) // len(prompts) if not panel_form.problems(draft) else 0
+    bills = panel_budget.judge_bills(chosen, panel_rubric_editor.rubrics(prompts), cells, measured(chosen))
+    st.dataframe([item.cells for item in bills], hide_index=True, alt="What each judge would take")
+
+
+def measured(judges: Sequence[LaneView]) -> dict[str, float]:
+    """Seconds per clip of each judge, as the newest sweep that is over tells them; a judge without is left out."""
+    return panel_link.kept(
+        f"judge_cost_{[judge.lane_id for judge in judges]}", JUDGE_COST_KEPT_S, lambda: _asked(judges)
+    )
+
+
+def _asked(judges: Sequence[LaneView]) -> dict[str, float]:
+    client = panel_link.scheduler()
+    try:
+        over = next((sweep for sweep in client.list_sweeps(limit=20) if sweep.settled is not None), None)
+        if over is None:
+            return {}
+        ids = [judge.lane_id for judge in judges]
+        costs = client.judge_sweep(over.record.sweep_id, judge_lane_ids=ids, estimate_only=True).costs
+    except ScreentestError:
+        return {}  # without an answer the time is unknown, which is what the table then says
+    return {cost.lane_id: cost.seconds / cost.jobs for cost in costs if cost.seconds is not None and cost.jobs}
+
+
+# ---- the button
+
+
 def show_submit(draft: Draft, verdicts: Mapping[str, LaneVerdict]) -> None:
     wrong = panel_form.problems(draft)
     blocked = panel_form.blocked_by(draft, verdicts)
@@ -217,20 +358,32 @@ def show_submit(draft: Draft, verdicts: Mapping[str, LaneVerdict]) -> None:
     jobs = 0 if wrong else panel_form.job_count(draft, verdicts)
     label = f"Submit {counted(jobs, 'job')}" if jobs else "Submit"
     if st.button(label, type="primary", disabled=bool(wrong or blocked), icon=":material/send:", key="submit"):
-        submit(panel_form.spec(draft))
+        submit(draft)
 
 
-def submit(spec: SweepSpec) -> None:
-    nonce = st.session_state.setdefault("form_nonce", uuid.uuid4().hex)
+def submit(draft: Draft) -> None:
+    prompts = panel_form.prompts(draft.prompts_text)
+    faults = panel_rubric_editor.faults(prompts)
+    if faults:
+        st.error(f"Not sent: {listed(faults)} cannot be used as it stands; what is wrong is said below it.")
+        return
     with panel_link.errors_shown():
-        accepted = panel_link.scheduler().submit_sweep(spec, request_id=panel_form.request_id(nonce, spec))
-        st.session_state["form_nonce"] = uuid.uuid4().hex
-        st.switch_page("panel_pages/sweeps.py", query_params={"sweep": accepted.sweep.record.sweep_id})
+        send(panel_form.spec(draft, panel_rubric_editor.uploaded(prompts)))
+
+
+def send(spec: SweepSpec) -> None:
+    nonce = st.session_state.setdefault("form_nonce", uuid.uuid4().hex)
+    accepted = panel_link.scheduler().submit_sweep(spec, request_id=panel_form.request_id(nonce, spec))
+    st.session_state["form_nonce"] = uuid.uuid4().hex
+    panel_drafts.drop()
+    st.switch_page("panel_pages/sweeps.py", query_params={"sweep": accepted.sweep.record.sweep_id})
 
 
 def show() -> None:
+    panel_drafts.restore()
     st.title("Submit a sweep")
     lanes = known_lanes()
+    judges = panel_budget.judges(lanes)
     left, right = st.columns([3, 2], gap="large")
     with left:
         title, prompts_text = ask_scene()
@@ -240,24 +393,31 @@ def show() -> None:
         with st.expander("Negative prompt, size, frames, steps, memory"):
             requested = ask_requested()
             memory_cap_gib = ask_memory_cap()
+    panel_rubric_editor.show_rubrics(panel_form.prompts(prompts_text))
     st.subheader("Lanes")
     chosen, places = ask_lanes(lanes)
+    judge_lane_ids = ask_judges(judges)
     draft = Draft(
         title=title,
         prompts_text=prompts_text,
         lane_ids=chosen,
         seeds_text=seeds_text,
         weights=weights,
-        keyframe=keyframe,
+        keyframe=keyframe[0] if keyframe is not None else None,
         requested=requested,
         skip_impossible=skip,
         memory_cap_gib=memory_cap_gib,
+        judge_lane_ids=judge_lane_ids,
     )
-    button = st.container()
     verdicts = preflight(draft)
     show_verdicts(places, verdicts)
-    with button:
-        show_submit(draft, verdicts)
+    show_judge_bills(draft, verdicts, judges)
+    show_crops(keyframe, verdicts)
+    show_bill(draft, verdicts)
+    panel_drafts.keep(
+        [*FIELDS, *(f"lane-{lane.lane_id}" for lane in lanes), *(f"judge-{lane.lane_id}" for lane in judges)]
+    )
+    show_submit(draft, verdicts)
 
 
 show()

@@ -1,4 +1,7 @@
-"""Sweeps: all of them, and one of them with its table, its clips and its endings. `?sweep=` names the open one."""
+"""Sweeps: all of them, and one of them with its table, its clips and what people say of them.
+
+`?sweep=` names the open one, `?view=` what is looked at below its table: both outlive a refresh.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +10,18 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from screentest.errors import NotFound, Unavailable
-from screentest.records import Job, Sweep
+from screentest.errors import NotFound, ScreentestError, Unavailable
+from screentest.records import ArtifactKind, Job, Sweep
 from screentest_ui import panel_link
-from screentest_ui.panel_artifacts import Link, fetched, links
-from screentest_ui.panel_clips import log_of, show_clips
+from screentest_ui.panel_artifacts import Link, Wanted, fetched, links, newest
+from screentest_ui.panel_clips import log_of, show_clips, show_side_by_side
 from screentest_ui.panel_jobs import jobs_of, now, show_job
+from screentest_ui.panel_judging import show_judging
 from screentest_ui.panel_queue import at_work, reasons, waiting
+from screentest_ui.panel_rating import show_findings, show_pairs, show_rating
+from screentest_ui.panel_report import composed_findings
 from screentest_ui.panel_sweep import (
+    ClipCard,
     EndingCard,
     clips,
     endings,
@@ -43,6 +50,7 @@ PAGE = 20
 MOST_ENDINGS = 30
 MOST_ROWS = 25  # a longer table scrolls in itself
 MOST_ROWS_PX = 900
+VIEWS = ("Results", "Side by side", "Rate blind", "Blind pairs", "Findings", "Judge again")
 
 
 # ---- the list
@@ -80,6 +88,10 @@ def show_line(sweep: Sweep) -> None:
 def show_badges(sweep: Sweep) -> None:
     if sweep.record.spec.weights.is_random:
         st.badge(RANDOM_WEIGHTS, color="orange", help=RANDOM_WEIGHTS_HELP)
+    if sweep.paused:
+        st.badge("paused", color="violet", help="Nothing more of it is admitted; the Queue page resumes it.")
+    if sweep.archived:
+        st.badge("archived", color="gray", help="Only its archive in the depot has its jobs: `screentest restore`.")
     st.badge(headline(sweep), color="gray" if sweep.over else "blue")
 
 
@@ -88,20 +100,27 @@ def show_badges(sweep: Sweep) -> None:
 
 def show_sweep(sweep_id: str) -> None:
     if st.button("All sweeps", icon=":material/arrow_back:", type="tertiary"):
-        st.query_params.clear()
+        close_sweep()
         st.rerun()
     with panel_link.errors_shown():
         try:
             sweep = panel_link.scheduler().get_sweep(sweep_id)
         except NotFound:
-            st.query_params.clear()
+            close_sweep()
             raise
         jobs = jobs_of(sweep, anew=True)
         st.session_state["sweep_drawn"] = (what_stands(sweep), time.monotonic())
         show_header(sweep)
         st.fragment(show_progress, run_every=None if sweep.over and sweep.settled else DETAIL_EVERY_S)(sweep_id)
         show_actions(sweep, jobs)
-        show_results(sweep, jobs)
+        show_view(sweep, jobs)
+        for line in proof_lines(sweep):
+            st.caption(f":material/verified: {plain(line)}")
+
+
+def close_sweep() -> None:
+    """The address without the sweep; what else stands in it belongs to the widgets."""
+    st.query_params.pop("sweep", None)
 
 
 def what_stands(sweep: Sweep) -> tuple[str, int, bool]:
@@ -172,17 +191,52 @@ def show_actions(sweep: Sweep, jobs: Sequence[Job]) -> None:
         )
 
 
-def show_results(sweep: Sweep, jobs: Sequence[Job]) -> None:
-    cards = clips(jobs)
+def show_view(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    """One look at a time: what is not looked at asks nothing of the depot and keeps no player busy.
+
+    Each is a fragment: what a person does in it draws it again and leaves the rest of the page alone.
+    """
+    sweep_id = sweep.record.sweep_id
+    view = st.segmented_control(
+        "Look at",
+        VIEWS,
+        default=VIEWS[0],
+        required=True,
+        key="view",
+        bind="query-params",
+        label_visibility="collapsed",
+    )
+    match view:
+        case "Side by side":
+            st.fragment(show_side_by_side)(sweep_id, clips(jobs))
+        case "Rate blind":
+            st.fragment(show_rating)(sweep_id)
+        case "Blind pairs":
+            st.fragment(show_pairs)(sweep_id)
+        case "Findings":
+            st.fragment(show_findings)(sweep_id, composed(sweep_id))
+        case "Judge again":
+            st.fragment(show_judging)(sweep_id)
+        case _:
+            show_results(sweep_id, clips(jobs), endings(jobs))
+
+
+def show_results(sweep_id: str, cards: Sequence[ClipCard], ended: Sequence[EndingCard]) -> None:
     if cards:
         st.subheader(counted(len(cards), "clip"))
-        show_clips(sweep.record.sweep_id, cards)
-    ended = endings(jobs)
+        st.fragment(show_clips)(sweep_id, cards)
     if ended:
         st.subheader(f"{counted(len(ended), 'job')} without a clip")
         show_endings(ended)
-    for line in proof_lines(sweep):
-        st.caption(f":material/verified: {plain(line)}")
+
+
+def composed(sweep_id: str) -> dict[str, str]:
+    """The words of the newest report by row; none while it is not out, then the model table's own stand."""
+    document = Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="report.json")
+    try:
+        return composed_findings(fetched(newest(document)))
+    except ScreentestError:
+        return {}
 
 
 def show_endings(cards: Sequence[EndingCard]) -> None:
