@@ -291,7 +291,7 @@ class Machine:
     def scratch_left(self) -> list[str]:
         """Frames and undelivered attempts below the workers' state."""
         workers = self.folder / "workers"
-        frames = [path.name for path in workers.glob("scratch/**/*.frames")]
+        frames = [path.name for path in workers.glob("scratch/**/*.result")]
         attempts = [path.name for path in workers.glob("spool/*/*") if path.is_dir() and path.name != "undelivered"]
         return frames + attempts
 

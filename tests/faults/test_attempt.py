@@ -273,7 +273,7 @@ async def test_cancel_is_told_when_nothing_of_the_attempt_is_left(
         left = [pid for pid in pids_below(worker) if pid != runner.pid]
         assert left == []
         assert (clock.process_of(runner.pid) is None) is (phase != "encoding")
-        assert list((worker.state / "scratch").rglob("*.frames")) == []
+        assert list((worker.state / "scratch").rglob("*.result")) == []
         assert not any(path.endswith(".mp4") for path in worker.depot.objects)
         await worker.acknowledged()
 

@@ -1,4 +1,4 @@
-"""An attempt that a defect or the worker's end breaks off leaves neither helpers nor frames."""
+"""An attempt that a defect or the worker's end breaks off leaves neither helpers nor what was made."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from screentest_worker.attempt import Turns
 
 
 class BrokenOff:
-    """A computation that has written its frames when it breaks off."""
+    """A computation that has written its result when it breaks off."""
 
-    def __init__(self, frames: Path, error: BaseException) -> None:
-        self._frames = frames
+    def __init__(self, result: Path, error: BaseException) -> None:
+        self._result = result
         self._error = error
         self.has_ended_helpers = False
 
     async def run(self, *, warm: bool) -> None:
-        self._frames.write_bytes(b"frames")
+        self._result.write_bytes(b"result")
         raise self._error
 
     def end_helpers(self) -> None:
@@ -34,12 +34,12 @@ def left_in(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), asyncio.CancelledError()])
-async def test_broken_off_attempt_leaves_no_helpers_and_no_frames(
+async def test_broken_off_attempt_leaves_no_helpers_and_no_result(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
 ) -> None:
-    broken = BrokenOff(tmp_path / "job-1.frames", error)
+    broken = BrokenOff(tmp_path / "job-1.result", error)
     monkeypatch.setattr(attempt, "Computation", lambda **_: broken)
-    monkeypatch.setattr(attempt, "_key", lambda _: None)
+    monkeypatch.setattr(Turns, "_key", lambda *_: None)
     monkeypatch.setattr(Turns, "_requests", lambda *_: None)
     turns = Turns.__new__(Turns)  # only what the computation is made of matters here
     turns._scratch = tmp_path
@@ -48,6 +48,6 @@ async def test_broken_off_attempt_leaves_no_helpers_and_no_frames(
     hand: Any = SimpleNamespace(key=("job", 1), dispatch=None)
     hold: Any = SimpleNamespace(runner=None, warm=True)
     with pytest.raises(type(error)):
-        await turns._compute(hand, hold, None)
+        await turns._compute(hand, hold, None)  # type: ignore[arg-type]
     assert broken.has_ended_helpers
     assert left_in(tmp_path) == []

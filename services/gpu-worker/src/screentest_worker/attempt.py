@@ -1,7 +1,7 @@
-"""One attempt on the device: from its dispatch to decoded frames or to the reason why there are none.
+"""One attempt on the device: from its dispatch to what the runner made, or to the reason why there is nothing.
 
 The order is the guarantee: preflight, proof that the device is ours alone, registration, the runner's lock, Started,
-load, generate. What follows on the device's side of `decoded` is `finish`.
+load, and what the lane's work orders (frames, or a judgement). What follows on the device's side of it is `finish`.
 """
 
 from __future__ import annotations
@@ -16,24 +16,22 @@ import structlog
 from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock
 from screentest.kit.bus import WrongLastSequence
-from screentest.lanes import Lane, to_json
 from screentest.records import (
     Dispatch,
     FailureClass,
-    JobSpec,
     Outcome,
     Proof,
     ProofKind,
     Started,
     Verdict,
     Version,
-    Weights,
 )
 from screentest_runner.protocol import (
     Decoded,
     Failed,
     Generate,
-    Load,
+    Judge,
+    Judged,
     LockBusy,
     Locked,
     Open,
@@ -41,17 +39,16 @@ from screentest_runner.protocol import (
     PhaseChanged,
     Prepare,
 )
-from screentest_worker import admission, device_memory, facts, outcome, preflight, processes, rung
+from screentest_worker import device_memory, outcome, preflight, processes
 from screentest_worker.computation import Computation, Requests, exit_of, peaks_of
-from screentest_worker.facts import Place
-from screentest_worker.hand import Dropped, InHand, TurnEnd, WithFrames, WithoutFrames
+from screentest_worker.hand import Dropped, InHand, TurnEnd, WithoutResult, WithResult
 from screentest_worker.ledger import AfterRefusal, Ledger, StopReason, after_refusal
 from screentest_worker.manifest import Circumstances
 from screentest_worker.runner import Runner, RunnerSlot, WarmKey
 from screentest_worker.spool import Spool
 from screentest_worker.supervisor import Supervisor
 from screentest_worker.telemetry import Telemetry, explain
-from screentest_worker.upload import Depot
+from screentest_worker.work import Work
 
 log = structlog.get_logger()
 
@@ -77,10 +74,8 @@ class Turns:
     def __init__(
         self,
         *,
-        lane: Lane,
+        work: Work,
         device: str,
-        place: Place,
-        cache_dir: Path,
         scratch: Path,
         not_proven_s: float,
         cancel_grace_s: float,
@@ -88,13 +83,10 @@ class Turns:
         telemetry: Telemetry,
         slot: RunnerSlot,
         supervisor: Supervisor,
-        depot: Depot,
         spool: Spool,
     ) -> None:
-        self._lane = lane
+        self._work = work
         self._device = device
-        self._place = place
-        self._cache_dir = cache_dir
         self._scratch = scratch
         self._not_proven_s = not_proven_s
         self._cancel_grace_s = cancel_grace_s
@@ -102,7 +94,6 @@ class Turns:
         self._telemetry = telemetry
         self._slot = slot
         self._supervisor = supervisor
-        self._depot = depot
         self._spool = spool
 
     async def run(self, hand: InHand) -> TurnEnd:
@@ -110,46 +101,49 @@ class Turns:
         decision = await self._preflight(hand.dispatch)
         if decision.verdict is Verdict.REFUSED:
             refused = outcome.failed(FailureClass.PREFLIGHT_REFUSED, decision.reason, "preparing", fix=decision.fix)
-            return self._without_frames(hand, refused)
+            return self._without_result(hand, refused)
         await self._enter(hand, Phase.PREPARING, clock.boottime_ns())
-        keyframe = await self._keyframe(hand)
-        if isinstance(keyframe, Outcome):
-            return self._without_frames(hand, keyframe)
+        order = await self._order(hand)
+        if isinstance(order, Outcome):
+            return self._without_result(hand, order)
+        try:
+            return await self._carry_out(hand, order)
+        finally:
+            self._work.forget(order)
+
+    async def _carry_out(self, hand: InHand, order: Generate | Judge) -> TurnEnd:
         hold = await self._take_device(hand)
         if isinstance(hold, Dropped):
             return hold
         if isinstance(hold, Outcome):
             killed = await self._slot.retire(hold.cause)
-            return self._without_frames(hand, replace(hold, survivors_killed=killed))
+            return self._without_result(hand, replace(hold, survivors_killed=killed))
         if not await self._start(hand, hold):
             if not hold.warm:  # it holds the lock but has loaded nothing
                 await self._slot.retire("the attempt was withdrawn before it started")
             return Dropped()
-        return await self._compute(hand, hold, keyframe)
+        return await self._compute(hand, hold, order)
 
     async def _preflight(self, dispatch: Dispatch) -> preflight.Decision:
         """Without memory: that is looked at when the device is proven ours alone."""
-        found = await asyncio.to_thread(facts.gather, self._lane, dispatch.spec.weights, self._place)
-        return preflight.decide(found, dispatch.spec, dispatch.rung)
+        return await asyncio.to_thread(self._work.preflight, dispatch.spec, dispatch.rung, None)
 
     # ---- before Started
 
-    async def _keyframe(self, hand: InHand) -> Path | Outcome | None:
-        """The keyframe on scratch, None when the job has none."""
-        spec = hand.dispatch.spec
-        if spec.keyframe is None:
-            return None
+    async def _order(self, hand: InHand) -> Generate | Judge | Outcome:
+        """What the runner will be asked, with everything fetched."""
         deadline, pause_s = time.monotonic() + self._not_proven_s, PROOF_PAUSE_S
         while True:
             try:
-                return await self._depot.get_keyframe(spec, hand.dispatch.attempt, self._scratch / "keyframes")
+                return await self._work.order(hand.dispatch, _attempt_id(hand), self.result_path(hand))
             except BadRequest as error:
                 # Of the job, not of the machine: the next attempt would find the same.
-                fix = "upload the keyframe again and submit with the new one"
+                fix = self._work.bad_input_fix
                 return outcome.failed(FailureClass.CONDITIONING, str(error), "preparing", fix=fix)
             except (Unavailable, OSError) as error:
                 if time.monotonic() + pause_s > deadline:
-                    return outcome.infrastructure(f"no keyframe: {error}", "preparing", "start the depot and retry")
+                    cause = f"what the job needs cannot be fetched: {error}"
+                    return outcome.infrastructure(cause, "preparing", "start the depot and retry")
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, LONGEST_PROOF_PAUSE_S)
 
@@ -176,7 +170,7 @@ class Turns:
 
     async def _try_device(self, hand: InHand) -> Hold | Outcome | str:
         """One try: the hold, a final outcome, or in words why not yet."""
-        key = _key(hand.dispatch)
+        key = self._key(hand.dispatch)
         current = self._slot.current
         if current is not None and current.is_open and current.key != key:
             await self._slot.retire("another rung or other weights come next")
@@ -196,11 +190,10 @@ class Turns:
 
         Only now that nothing of ours is on the device what is free says what this attempt can have.
         """
-        spec = dispatch.spec
-        if spec.weights is Weights.MINIATURE:
+        if not self._work.counts_memory(dispatch.spec):
             return None
         memory = device_memory.read(await self._telemetry.facts())
-        found = admission.shortage(self._lane, spec, dispatch.rung, memory, self._place.measured)
+        found = self._work.shortage(dispatch, memory)
         if found is None:
             return None
         failure_class = FailureClass.OOM_LOAD if found.has_lower_rung else FailureClass.PREFLIGHT_REFUSED
@@ -271,41 +264,41 @@ class Turns:
 
     # ---- after Started
 
-    async def _compute(self, hand: InHand, hold: Hold, keyframe: Path | None) -> TurnEnd:
+    async def _compute(self, hand: InHand, hold: Hold, order: Generate | Judge) -> TurnEnd:
         computation = Computation(
             hand=hand,
             runner=hold.runner,
-            requests=self._requests(hand, keyframe),
-            key=_key(hand.dispatch),
+            requests=self._requests(hand, order),
+            key=self._key(hand.dispatch),
             supervisor=self._supervisor,
             cancel_grace_s=self._cancel_grace_s,
             entered=lambda message: self._runner_entered(hand, message),
         )
         try:
             found = await computation.run(warm=hold.warm)
-            if isinstance(found, Decoded):
+            if isinstance(found, Decoded | Judged):
                 hold.runner.used_at = time.monotonic()
-                return self._with_frames(hand, hold, found, computation)
+                return self._with_result(hand, hold, found, computation)
             return await self._failed(hand, hold, found, computation)
-        except BaseException:  # nobody else knows of the helpers and the frames
+        except BaseException:  # nobody else knows of the helpers and the result
             computation.end_helpers()
-            self.remove_frames(hand)
+            self.remove_result(hand)
             raise
 
-    def _with_frames(self, hand: InHand, hold: Hold, decoded: Decoded, computation: Computation) -> WithFrames:
+    def _with_result(self, hand: InHand, hold: Hold, answer: Decoded | Judged, computation: Computation) -> WithResult:
         known = Outcome(
             failure_class=None,
-            versions=self._versions(decoded.versions),
-            peak_device_memory_bytes=decoded.peak_device_bytes,
-            peak_host_memory_bytes=decoded.peak_rss_bytes,
-            peak_memory_by_phase=peaks_of(decoded),
+            versions=self._versions(answer.versions),
+            peak_device_memory_bytes=answer.peak_device_bytes,
+            peak_host_memory_bytes=answer.peak_rss_bytes,
+            peak_memory_by_phase=peaks_of(answer),
             model_loads=computation.loads,
-            marks=rung.marks(self._lane, hand.dispatch.spec, hand.dispatch.rung),
+            marks=self._work.ran(hand.dispatch).marks,
             gpu_name=self._gpu_name,
         )
-        return WithFrames(
-            decoded=decoded,
-            frames_path=self.frames_path(hand),
+        return WithResult(
+            answer=answer,
+            path=self.result_path(hand),
             helpers=computation.helpers,
             outcome=computation.with_steps(known),
             log=_tail(hold.runner.child.log_path, hold.log_from),
@@ -324,21 +317,26 @@ class Turns:
             silent = ending.failure_class in {FailureClass.STALLED, FailureClass.TIMEOUT}
             killed = await self._slot.retire(ending.cause, dump_first=silent)
             ending = await self._blamed(hand, ending)
-        self.remove_frames(hand)
+        self.remove_result(hand)
         log.warning("attempt_failed", failure_class=ending.failure_class, cause=ending.cause, killed=killed)
         if hand.stop_reason is StopReason.ABANDONED:
             return Dropped()
         known = replace(
-            computation.with_steps(ending),
+            computation.with_steps(self._explained(ending)),
             versions=self._versions(computation.versions),
             peak_host_memory_bytes=peak,
             model_loads=computation.loads,
             survivors_killed=killed,
-            marks=rung.marks(self._lane, hand.dispatch.spec, hand.dispatch.rung),
+            marks=self._work.ran(hand.dispatch).marks,
             gpu_name=self._gpu_name,
         )
         text = _tail(hold.runner.child.log_path, hold.log_from) + computation.traceback.encode()
-        return self._without_frames(hand, known, text[-LOG_BYTES:], self._circumstances(hand, hold))
+        return self._without_result(hand, known, text[-LOG_BYTES:], self._circumstances(hand, hold))
+
+    def _explained(self, ending: Outcome) -> Outcome:
+        """With the fix that fits this lane's work, where that differs."""
+        better = self._work.fixes.get(ending.failure_class) if ending.failure_class is not None else None
+        return ending if better is None else replace(ending, fix=better)
 
     async def _blamed(self, hand: InHand, ending: Outcome) -> Outcome:
         """The same ending, or the device's own failure: the runner hears of that first, and in many words."""
@@ -355,22 +353,22 @@ class Turns:
             return ending
         return outcome.gpu_fault(f"{fault.cause}; the runner's end: {ending.cause}", ending.phase)
 
-    def _without_frames(
+    def _without_result(
         self, hand: InHand, ending: Outcome, text: bytes = b"", circumstances: Circumstances | None = None
-    ) -> WithoutFrames:
-        return WithoutFrames(
+    ) -> WithoutResult:
+        return WithoutResult(
             outcome=replace(ending, phases=hand.phases.times(clock.boottime_ns())),
             log=text,
             circumstances=circumstances or self._circumstances(hand, None),
         )
 
     def _circumstances(self, hand: InHand, hold: Hold | None) -> Circumstances:
-        index, names = hand.dispatch.rung, [step.name for step in self._lane.ladder]
+        ran = self._work.ran(hand.dispatch)
         return Circumstances(
-            ran=self._ran(hand),
+            ran=ran.spec,
             warm=hold is not None and hold.warm,
             shared_gpu=hold is not None and any(process.foreign for process in hold.proof.processes),
-            rung_name=names[index] if index < len(names) else "",
+            rung_name=ran.rung_name,
             device=self._telemetry.known_facts,
         )
 
@@ -378,9 +376,6 @@ class Turns:
         known = self._telemetry.known_facts
         driver = {"driver": known.driver_version} if known is not None and known.driver_version else {}
         return tuple(Version(name=name, version=version) for name, version in sorted({**found, **driver}.items()))
-
-    def _ran(self, hand: InHand) -> JobSpec:
-        return rung.as_run(self._lane, hand.dispatch.spec, hand.dispatch.rung)
 
     @property
     def _is_unified(self) -> bool:
@@ -398,54 +393,33 @@ class Turns:
             self._spool.note(hand.dispatch, phase.value)
         await hand.feed.phase(phase.value)
 
-    def frames_path(self, hand: InHand) -> Path:
-        job_id, attempt = hand.key
-        return self._scratch / f"{job_id}-{attempt}.frames"
+    def result_path(self, hand: InHand) -> Path:
+        """Where the runner puts what it makes."""
+        return self._scratch / f"{_attempt_id(hand)}.result"
 
-    def remove_frames(self, hand: InHand) -> None:
-        """They are hundreds of MiB of scratch; a runner that lives may write them again."""
-        self.frames_path(hand).unlink(missing_ok=True)
+    def remove_result(self, hand: InHand) -> None:
+        """Frames are hundreds of MiB of scratch; a runner that lives may write them again."""
+        self.result_path(hand).unlink(missing_ok=True)
 
     async def _runner_entered(self, hand: InHand, message: PhaseChanged) -> None:
         """A phase of the runner, but for `decoded`: that one is told when the device is really free."""
         if message.phase is not Phase.DECODED:
             await self._enter(hand, message.phase, message.at_boottime_ns)
 
-    def _requests(self, hand: InHand, keyframe: Path | None) -> Requests:
-        spec = hand.dispatch.spec
-        lane = to_json(self._lane)
-        weights_dir = facts.weights_folder(self._lane, self._place.models_dir)
+    def _requests(self, hand: InHand, order: Generate | Judge) -> Requests:
         return Requests(
-            prepare=Prepare(lane=lane),
-            load=Load(
-                lane=lane,
-                weights=spec.weights.value,
-                rung=lane["ladder"][hand.dispatch.rung],
-                cache_dir=str(self._cache_dir),
-                weights_dir=str(weights_dir) if spec.weights is Weights.HUB else None,
-                attempt_id=_attempt_id(hand),
-                memory_cap_gib=spec.memory_cap_gib,
-                unified_memory=self._is_unified,
-            ),
-            generate=Generate(
-                attempt_id=_attempt_id(hand),
-                call=rung.call_of(self._ran(hand)),
-                seed=spec.seed,
-                frames_path=str(self.frames_path(hand)),
-                fps=spec.fps,
-                keyframe_path=None if keyframe is None else str(keyframe),
-            ),
+            prepare=Prepare(lane=self._work.content),
+            load=self._work.load(hand.dispatch, _attempt_id(hand), unified_memory=self._is_unified),
+            order=order,
         )
 
-
-def _key(dispatch: Dispatch) -> WarmKey:
-    spec = dispatch.spec
-    return WarmKey(
-        lane_digest=spec.lane_digest,
-        weights=spec.weights.value,
-        rung=dispatch.rung,
-        memory_cap_gib=spec.memory_cap_gib,
-    )
+    def _key(self, dispatch: Dispatch) -> WarmKey:
+        return WarmKey(
+            lane_digest=dispatch.spec.lane_digest,
+            weights=self._work.weights(dispatch.spec),
+            rung=dispatch.rung,
+            memory_cap_gib=dispatch.spec.memory_cap_gib,
+        )
 
 
 def _attempt_id(hand: InHand) -> str:

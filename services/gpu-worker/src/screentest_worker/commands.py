@@ -9,7 +9,6 @@ import structlog
 
 from screentest import wire
 from screentest.errors import Unavailable
-from screentest.lanes import Lane, to_json
 from screentest.records import (
     CancelAttempt,
     Command,
@@ -21,15 +20,13 @@ from screentest.records import (
     Prepare,
     Retire,
     Verdict,
-    Weights,
 )
 from screentest_runner import protocol
-from screentest_worker import facts, preflight
 from screentest_worker.consume import Consumer
-from screentest_worker.facts import Place
 from screentest_worker.ledger import StopReason
 from screentest_worker.runner import RunnerSlot
 from screentest_worker.telemetry import Telemetry
+from screentest_worker.work import Work
 
 log = structlog.get_logger()
 
@@ -43,14 +40,12 @@ class Commands:
     def __init__(
         self,
         *,
-        lane: Lane,
-        place: Place,
+        work: Work,
         consumer: Consumer,
         slot: RunnerSlot,
         telemetry: Telemetry,
     ) -> None:
-        self._lane = lane
-        self._place = place
+        self._work = work
         self._consumer = consumer
         self._slot = slot
         self._telemetry = telemetry
@@ -81,7 +76,7 @@ class Commands:
             runner = await self._slot.started(await self._telemetry.facts())
         except (Unavailable, OSError) as error:
             return CommandReply(done=False, detail=str(error))
-        runner.send(protocol.Prepare(lane=to_json(self._lane)))
+        runner.send(protocol.Prepare(lane=self._work.content))
         runner.is_prepared = True
         return CommandReply(done=True, detail=f"runner {runner.process.pid} imports")
 
@@ -108,9 +103,8 @@ class Commands:
         return CommandReply(done=True)
 
     async def _preflight(self, spec: JobSpec) -> CommandReply:
-        device = None if spec.weights is Weights.MINIATURE else await self._device_facts()
-        found = await asyncio.to_thread(facts.gather, self._lane, spec.weights, self._place, device)
-        decision = preflight.decide(found, spec)
+        device = await self._device_facts() if self._work.counts_memory(spec) else None
+        decision = await asyncio.to_thread(self._work.preflight, spec, None, device)
         return CommandReply(
             done=decision.verdict is not Verdict.REFUSED,
             detail=decision.detail,

@@ -17,6 +17,8 @@ from screentest_runner.protocol import (
     Decoded,
     Failed,
     Generate,
+    Judge,
+    Judged,
     Load,
     Loaded,
     Message,
@@ -37,15 +39,15 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Requests:
-    """What one attempt asks of the runner, in order; a warm one is asked only the last."""
+    """What one attempt asks of the runner, one after the other; a warm one is asked only the last."""
 
     prepare: Prepare
     load: Load
-    generate: Generate
+    order: Generate | Judge
 
 
 class Computation:
-    """One attempt's load and generation. ``entered`` is told every phase of the runner."""
+    """One attempt's load and what comes after it. ``entered`` is told every phase of the runner."""
 
     def __init__(
         self,
@@ -65,7 +67,7 @@ class Computation:
         self._supervisor = supervisor
         self._cancel_grace_s = cancel_grace_s
         self._entered = entered
-        self._is_generating = False
+        self._is_computing = False
         self._oom_kills_before = processes.host_oom_kills()
         self.helpers: Helpers | None = None
         self.loads = 0
@@ -74,16 +76,16 @@ class Computation:
         self._steps_s: list[float] = []
         self.has_let_go = False  # the runner gave the attempt up by itself: it is as good as before
 
-    async def run(self, *, warm: bool) -> Decoded | Outcome:
-        """The frames, or how the attempt ended. The runner is left as it is, whatever happens."""
+    async def run(self, *, warm: bool) -> Decoded | Judged | Outcome:
+        """What the runner made, or how the attempt ended. The runner is left as it is, whatever happens."""
         if not warm:
             failed = await self._load()
             if failed is not None:
                 return failed
-        return await self._generate()
+        return await self._carry_out()
 
     def with_steps(self, ending: Outcome) -> Outcome:
-        """The outcome with what was counted here: denoising steps and their pace.
+        """The outcome with what was counted here: steps and their pace.
 
         The first step is left out of the pace: it compiles kernels and fills caches.
         """
@@ -125,15 +127,15 @@ class Computation:
                 case _:
                     await self._tell(message)
 
-    async def _generate(self) -> Decoded | Outcome:
+    async def _carry_out(self) -> Decoded | Judged | Outcome:
         assert self._hand.deadline is not None
         # what the load has left of the attempt's time
-        self._runner.send(replace(self._requests.generate, limit_s=self._hand.deadline - time.monotonic()))
-        self._is_generating = True
+        self._runner.send(replace(self._requests.order, limit_s=self._hand.deadline - time.monotonic()))
+        self._is_computing = True
         while True:
             stall_s = self._hand.dispatch.spec.limits.step_stall_s
             message = await self._next(Limit.STEP_STALL, time.monotonic() + stall_s)
-            if isinstance(message, Outcome | Decoded):
+            if isinstance(message, Outcome | Decoded | Judged):
                 return message
             await self._tell(message)
             if self.helpers is None and isinstance(message, PhaseChanged) and message.phase is Phase.DENOISING:
@@ -171,9 +173,9 @@ class Computation:
 
         It looks for a Cancel at every step and phase, but not in a load. ``message``: what came with the stop.
         """
-        if not self._is_generating:
+        if not self._is_computing:
             return False
-        self._runner.send(Cancel(attempt_id=self._requests.generate.attempt_id))
+        self._runner.send(Cancel(attempt_id=self._requests.order.attempt_id))
         grace_s = min(self._cancel_grace_s, self._hand.dispatch.spec.limits.step_stall_s)
         try:
             async with asyncio.timeout(grace_s):
@@ -181,7 +183,7 @@ class Computation:
                     match message:
                         case Failed(failure_class=failure_class):
                             return failure_class is protocol.FailureClass.CANCELLED
-                        case Decoded():  # it was done before it heard
+                        case Decoded() | Judged():  # it was done before it heard
                             return True
                         case None:
                             return False
@@ -206,7 +208,7 @@ class Computation:
                 await self._entered(message)
             case StepDone(step=step, steps=steps, step_s=step_s):
                 self._steps_s.append(step_s)
-                await self._hand.feed.step(step, steps, step_s)
+                await self._hand.feed.step(self._phase, step, steps, step_s)
             case protocol.Prepared(versions=versions):
                 self.versions = versions
             case _:
@@ -234,7 +236,7 @@ async def _first(runner: Runner, stop: asyncio.Event, timeout_s: float) -> Messa
     return _Silence() if reply.cancelled() else reply.result()
 
 
-def peaks_of(reply: Decoded | Failed) -> tuple[PhaseMemory, ...]:
+def peaks_of(reply: Decoded | Judged | Failed) -> tuple[PhaseMemory, ...]:
     """Peak device memory by phase, in the order of the phases; empty without a GPU."""
     found = reply.peak_memory_by_phase or {}
     order = [phase.value for phase in Phase]

@@ -235,7 +235,7 @@ class Consumer:
             except Exception as error:  # a defect of ours must not end the lane: it comes again
                 log.exception("turn_failed", error=str(error))
                 await self._slot.retire("an attempt ended in a defect of the worker")
-                self._turns.remove_frames(hand)
+                self._turns.remove_result(hand)
                 self._let_go(hand, renewal)
                 return
             finally:

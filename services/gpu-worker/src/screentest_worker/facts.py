@@ -17,9 +17,9 @@ from screentest_worker.signature import PipelineSignature
 from screentest_worker.weights_layout import Expectation
 
 
-def weights_folder(lane: Lane, models_dir: Path) -> Path:
+def weights_folder(lane_id: str, models_dir: Path) -> Path:
     """Where the hub weights of a lane belong."""
-    return models_dir / lane.id
+    return models_dir / lane_id
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ def gather(lane: Lane, weights: Weights, place: Place, device: DeviceFacts | Non
         lane_digest=lane_digest(lane),
         missing_env=None if place.env_python.exists() else str(place.env_python),
         signature=_signature(lane, place.env_python) if has_model else None,
-        weights=layout.read(weights_folder(lane, place.models_dir)) if is_hub else None,
+        weights=layout.read(weights_folder(lane.id, place.models_dir)) if is_hub else None,
         expected=Expectation.of_lane(lane) if is_hub else None,
         memory=device_memory.read(device) if device is not None and weights is not Weights.MINIATURE else None,
         measured=place.measured,

@@ -19,6 +19,7 @@ class Check(StrEnum):
     KEYFRAME = "keyframe"
     RUNG = "rung"
     MEMORY = "memory"
+    SERVER = "server"  # of a judge that asks another machine
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The attempt after the device: encode, probe, manifest, upload, AttemptEnded, acknowledgement.
+"""The attempt after the device: what it made, manifest, upload, AttemptEnded, acknowledgement.
 
 It runs beside the next attempt. Whatever is away (scheduler, broker, depot), the result waits in the spool.
 """
@@ -8,25 +8,20 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import TypeVar
 
 import structlog
 
-from screentest import objects
 from screentest.errors import Unavailable
 from screentest.kit import clock
-from screentest.records import Artifact, ArtifactKind, ClipFacts, Dispatch, FailureClass, JobSpec, Outcome
-from screentest_runner import protocol
-from screentest_runner.protocol import Encode, Encoded, EncodeFailed, EncodeProgress
-from screentest_worker import clipfile, manifest, outcome, spool
-from screentest_worker.clipfile import Probe
-from screentest_worker.hand import Helpers, InHand, WithFrames, WithoutFrames
+from screentest.records import Artifact, ArtifactKind, FailureClass, Outcome
+from screentest_worker import manifest, outcome, spool
+from screentest_worker.hand import InHand, WithoutResult, WithResult
 from screentest_worker.ledger import Ledger, StopReason, stop_reason
 from screentest_worker.spool import Spool
-from screentest_worker.supervisor import Child, Supervisor
 from screentest_worker.upload import Depot, DepotAway, UrlRefused
+from screentest_worker.work import Made, Work
 
 log = structlog.get_logger()
 
@@ -41,39 +36,31 @@ LEFTOVER_WITHIN_S = 600.0
 ACK_TRIES = 3
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """A finished file and what the probe read from it."""
-
-    facts: ClipFacts
-    artifact: Artifact
-
-
 class Finisher:
     """Finishes and delivers attempts; each in a task of its own."""
 
-    def __init__(self, *, supervisor: Supervisor, spool: Spool, depot: Depot, ledger: Ledger) -> None:
-        self._supervisor = supervisor
+    def __init__(self, *, work: Work, spool: Spool, depot: Depot, ledger: Ledger) -> None:
+        self._work = work
         self._spool = spool
         self._depot = depot
         self._ledger = ledger
 
-    async def finish(self, hand: InHand, end: WithFrames | WithoutFrames) -> None:
+    async def finish(self, hand: InHand, end: WithResult | WithoutResult) -> None:
         """From the end of the device's turn to the acknowledgement."""
-        clip: Clip | None = None
+        made: Artifact | None = None
         ending = end.outcome
-        if isinstance(end, WithFrames):
-            made = await self._until_stopped(hand, self._make_clip(hand, end))
+        if isinstance(end, WithResult):
+            found = await self._until_stopped(hand, self._work.make(hand, end))
             if hand.stop_reason is StopReason.ABANDONED:
                 await self._discard(hand)
                 return
-            if isinstance(made, Clip):
-                clip, ending = made, replace(ending, clip=made.facts)
+            if isinstance(found, Made):
+                made, ending = found.artifact, found.outcome
             else:
-                ending = _ended_without_clip(ending, made or hand.stopped())
+                ending = _ended_with_nothing(ending, found or hand.stopped())
             ending = replace(ending, phases=hand.phases.times(clock.boottime_ns()))
         ended = spool.Ended(dispatch=hand.dispatch, outcome=ending, expected_sequence=hand.sequence)
-        await asyncio.to_thread(self._write_down, ended, end, clip)
+        await asyncio.to_thread(self._write_down, ended, end, made)
         await self.deliver(hand, ended)
 
     async def deliver(self, hand: InHand, ended: spool.Ended) -> None:
@@ -88,7 +75,7 @@ class Finisher:
         else:
             log.info("attempt_ended", failure_class=written.failure_class, cause=written.cause)
             if written.failure_class is FailureClass.UPLOAD:
-                self._spool.keep_clip(hand.dispatch)
+                self._spool.keep(hand.dispatch, self._work.result)
         await self._discard(hand)
 
     async def acknowledge(self, hand: InHand) -> None:
@@ -108,40 +95,11 @@ class Finisher:
         await self.acknowledge(hand)
         self._spool.remove(hand.dispatch)
 
-    # ---- the clip
-
-    async def _make_clip(self, hand: InHand, end: WithFrames) -> Clip | Outcome:
-        """Encode and probe. The frames are removed whatever happens."""
-        helpers = end.helpers
-        try:
-            helpers = helpers or Helpers(encoder=self._supervisor.start_encoder(), probe=self._supervisor.start_probe())
-            async with asyncio.timeout(_left_s(hand)):
-                return await self._encode_and_probe(hand, end, helpers)
-        except TimeoutError:
-            seconds = hand.dispatch.spec.limits.attempt_s
-            return outcome.from_breach(outcome.Limit.ATTEMPT, seconds, hand.phases.current)
-        except OSError as error:
-            return outcome.failed(FailureClass.ENCODE, f"the encoder cannot start: {error}", "encoding")
-        finally:
-            end.frames_path.unlink(missing_ok=True)
-            for child in (helpers.encoder, helpers.probe) if helpers else ():
-                self._supervisor.end_helper(child)
-
-    async def _encode_and_probe(self, hand: InHand, end: WithFrames, helpers: Helpers) -> Clip | Outcome:
-        hand.phases.enter("encoding", clock.boottime_ns())
-        self._spool.note(hand.dispatch, "encoding")
-        await hand.feed.phase("encoding")
-        path = self._spool.file(hand.dispatch, ArtifactKind.CLIP)
-        encoded = await _encode(helpers.encoder, _encode_request(hand.dispatch, end, path))
-        if isinstance(encoded, Outcome):
-            return encoded
-        return await _probe(helpers.probe, end.circumstances.ran, path, encoded)
-
     # ---- on disk
 
-    def _write_down(self, ended: spool.Ended, end: WithFrames | WithoutFrames, clip: Clip | None) -> None:
+    def _write_down(self, ended: spool.Ended, end: WithResult | WithoutResult, made: Artifact | None) -> None:
         """Log, manifest and outcome. On a full disk the result goes on in memory alone."""
-        content = manifest.build(ended.dispatch, ended.outcome, end.circumstances, clip.artifact if clip else None)
+        content = manifest.build(ended.dispatch, ended.outcome, end.circumstances, made)
         try:
             self._spool.file(ended.dispatch, ArtifactKind.LOG).write_bytes(_log_text(ended) + end.log)
             self._spool.file(ended.dispatch, ArtifactKind.MANIFEST).write_bytes(manifest.to_bytes(content))
@@ -152,23 +110,23 @@ class Finisher:
     # ---- upload
 
     async def _upload(self, hand: InHand, ended: spool.Ended) -> Outcome:
-        """The outcome with what is in the depot now; ``upload`` when the clip could not get there in time."""
+        """The outcome with what is in the depot now; ``upload`` when the result could not get there in time."""
         if ended.outcome.failure_class is not None:
             return replace(ended.outcome, artifacts=await self._upload_log(hand))
         hand.phases.enter("uploading", clock.boottime_ns())
         await hand.feed.phase("uploading")
-        kinds = (ArtifactKind.CLIP, ArtifactKind.LOG, ArtifactKind.MANIFEST)
-        left_s = _left_s(hand) or LEFTOVER_WITHIN_S
+        kinds = (self._work.result, ArtifactKind.LOG, ArtifactKind.MANIFEST)
+        left_s = hand.left_s() or LEFTOVER_WITHIN_S
         there = await self._until_stopped(hand, self._upload_all(hand, kinds, left_s, patient=True))
         if there is None:
             return outcome.as_cancelled(replace(ended.outcome, phase="uploading"))
         done = replace(ended.outcome, artifacts=_artifacts(there))
         if hand.deadline is not None:  # a leftover's phases are of another process
             done = replace(done, phases=hand.phases.times(clock.boottime_ns()))
-        if done.artifact(ArtifactKind.CLIP) is not None:
+        if done.artifact(self._work.result) is not None:
             return done
-        cause = next((why for why in there if isinstance(why, str)), "no clip")
-        return _ended_without_clip(done, outcome.failed(FailureClass.UPLOAD, cause, "uploading"))
+        cause = next((why for why in there if isinstance(why, str)), f"no {self._work.result.value}")
+        return _ended_with_nothing(done, outcome.failed(FailureClass.UPLOAD, cause, "uploading"))
 
     async def _upload_log(self, hand: InHand) -> tuple[Artifact, ...]:
         """Log and manifest of a failed attempt, as far as they get there soon."""
@@ -235,82 +193,7 @@ def _log_text(ended: spool.Ended) -> bytes:
     return f"{spec.job_id}, attempt {ended.dispatch.attempt}, lane {spec.lane_id}: {how}\n{phases}\n\n".encode()
 
 
-def _encode_request(dispatch: Dispatch, end: WithFrames, path: Path) -> Encode:
-    spec = dispatch.spec
-    return Encode(
-        frames_path=str(end.frames_path),
-        clip_path=str(path),
-        frames=end.decoded.frames,
-        height_px=end.decoded.height_px,
-        width_px=end.decoded.width_px,
-        fps=spec.fps,
-        title=f"{spec.lane_title}, seed {spec.seed}",
-        comment={
-            "sweep": spec.sweep_id,
-            "job": spec.job_id,
-            "attempt": dispatch.attempt,
-            "lane": spec.lane_id,
-            "model": spec.weights_repo,
-            "weights": spec.weights.value,
-            "seed": spec.seed,
-        },
-        random_weights=spec.weights.is_random,
-    )
-
-
-async def _encode(encoder: Child, request: Encode) -> Encoded | Outcome:
-    encoder.send(protocol.to_line(request))
-    while (line := await encoder.receive()) is not None:
-        match protocol.parse(line):
-            case Encoded() as encoded:
-                return encoded
-            case EncodeFailed(message=message):
-                return outcome.failed(FailureClass.ENCODE, message, "encoding")
-            case EncodeProgress():
-                pass
-            case other:
-                return outcome.failed(FailureClass.ENCODE, f"the encoder answered {type(other).__name__}", "encoding")
-    return outcome.failed(FailureClass.ENCODE, f"the encoder died with status {encoder.returncode}", "encoding")
-
-
-async def _probe(probe: Child, ran: JobSpec, path: Path, encoded: Encoded) -> Clip | Outcome:
-    """The clip as a stranger reads it, or why it does not count as one. ``ran``: what it must be."""
-    probe.send(clipfile.request_line(path, ran.num_frames))
-    line = await probe.receive()
-    if line is None:
-        cause = f"the probe died with status {probe.returncode} while it decoded the clip"
-        return outcome.failed(FailureClass.UNDECODABLE, cause, "encoding")
-    found = clipfile.read_reply(line)
-    if found.error:
-        return outcome.failed(FailureClass.UNDECODABLE, f"the clip cannot be decoded: {found.error}", "encoding")
-    clip_facts = _clip_facts(found)
-    wrong = outcome.from_probe(ran, clip_facts)
-    if wrong is not None:
-        return wrong
-    artifact = Artifact(
-        kind=ArtifactKind.CLIP,
-        key="",
-        sha256=encoded.sha256,
-        size_bytes=encoded.bytes,
-        content_type=objects.content_type(ArtifactKind.CLIP),
-    )
-    return Clip(facts=clip_facts, artifact=artifact)
-
-
-def _clip_facts(found: Probe) -> ClipFacts:
-    return ClipFacts(
-        codec=found.codec,
-        pixel_format=found.pixel_format,
-        frames=found.frames,
-        width_px=found.width_px,
-        height_px=found.height_px,
-        fps=found.fps,
-        duration_s=found.duration_s,
-        flags=found.flags,
-    )
-
-
-def _ended_without_clip(known: Outcome, ending: Outcome) -> Outcome:
+def _ended_with_nothing(known: Outcome, ending: Outcome) -> Outcome:
     """What was measured stays; how it ended comes from ``ending``."""
     return replace(
         known,
@@ -319,14 +202,10 @@ def _ended_without_clip(known: Outcome, ending: Outcome) -> Outcome:
         fix=ending.fix,
         phase=ending.phase,
         clip=None,
+        judgement=None,
         infrastructure=ending.infrastructure,
     )
 
 
 def _artifacts(found: list[Artifact | str]) -> tuple[Artifact, ...]:
     return tuple(item for item in found if isinstance(item, Artifact))
-
-
-def _left_s(hand: InHand) -> float | None:
-    """Seconds of the attempt limit that are left, at least enough for one try; None = no limit is known."""
-    return None if hand.deadline is None else max(5.0, hand.deadline - time.monotonic())

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from screentest.kit.bus import Delivery
 from screentest.records import Dispatch, Outcome
-from screentest_runner.protocol import Decoded
+from screentest_runner.protocol import Decoded, Judged
 from screentest_worker import outcome
 from screentest_worker.ledger import StopReason
 from screentest_worker.manifest import Circumstances
@@ -35,6 +36,10 @@ class InHand:
     @property
     def key(self) -> tuple[str, int]:
         return self.dispatch.spec.job_id, self.dispatch.attempt
+
+    def left_s(self) -> float | None:
+        """Seconds of the attempt limit that are left, at least enough for one try; None = no limit is known."""
+        return None if self.deadline is None else max(5.0, self.deadline - time.monotonic())
 
     def request_stop(self, reason: StopReason, cause: str = "") -> None:
         """The first reason stays."""
@@ -63,7 +68,7 @@ class Helpers:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WithoutFrames:
+class WithoutResult:
     """The attempt has ended; ``log`` is what its runner wrote, the last 1 MiB."""
 
     outcome: Outcome
@@ -72,15 +77,18 @@ class WithoutFrames:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WithFrames:
-    """The frames lie on scratch and the device is free. ``outcome``: what is known by now, without the clip."""
+class WithResult:
+    """The runner's frames or judgement lie on scratch and the device is free.
 
-    decoded: Decoded
-    frames_path: Path
+    ``outcome``: what is known by now, without what becomes of them. ``helpers``: None where none were started.
+    """
+
+    answer: Decoded | Judged
+    path: Path
     helpers: Helpers | None
     outcome: Outcome
     log: bytes
     circumstances: Circumstances
 
 
-TurnEnd = Dropped | WithoutFrames | WithFrames
+TurnEnd = Dropped | WithoutResult | WithResult

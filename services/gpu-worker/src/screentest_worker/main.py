@@ -8,6 +8,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tomllib
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,21 +17,26 @@ from pathlib import Path
 import structlog
 
 import screentest_runner
-from screentest import lanes, subjects
+from screentest import judges, lanes, subjects
 from screentest.errors import NotPossibleNow
+from screentest.judges import JudgeLane
 from screentest.kit import clock, health, lifecycle, logging
 from screentest.kit.bus import Bus
 from screentest.kit.metrics import Metrics
 from screentest.lanes import Lane
 from screentest.measured import load_measured
 from screentest.records import Alive
-from screentest_worker import metrics, processes
+from screentest_worker import inputs, metrics, processes
 from screentest_worker.attempt import Turns
+from screentest_worker.clips import ClipMaking
 from screentest_worker.commands import Commands
 from screentest_worker.consume import Consumer
 from screentest_worker.facts import Place
 from screentest_worker.finish import Finisher
+from screentest_worker.generation import Generation
 from screentest_worker.heartbeat import Heartbeat
+from screentest_worker.inputs import Inputs
+from screentest_worker.judging import Judging
 from screentest_worker.ledger import Ledger
 from screentest_worker.runner import RunnerSlot
 from screentest_worker.settings import WorkerSettings
@@ -38,6 +44,7 @@ from screentest_worker.spool import Spool
 from screentest_worker.supervisor import Supervisor, Surroundings
 from screentest_worker.telemetry import Telemetry
 from screentest_worker.upload import Depot
+from screentest_worker.work import Work
 
 log = structlog.get_logger()
 
@@ -68,7 +75,7 @@ async def serve(stopping: asyncio.Event) -> None:
     """Runs the worker until ``stopping`` is set."""
     settings = WorkerSettings()  # type: ignore[call-arg]  # the environment fills it
     logging.configure("worker", log_format=settings.log_format, level=settings.log_level)
-    lane = lanes.load_lane(settings.lane_file)
+    lane = load_lane(settings.lane_file)
     structlog.contextvars.bind_contextvars(lane=lane.id, device=settings.device)
     folders = Folders.of(settings.state_dir, settings.device, lane.id)
     with alone(folders.spool, lane.id, settings.device):
@@ -87,6 +94,15 @@ async def serve(stopping: asyncio.Event) -> None:
             await Worker(settings, lane, folders, tag, bus).run(stopping)
         finally:
             await bus.close()
+
+
+def load_lane(path: Path) -> Lane | JudgeLane:
+    """A model's file or a judge's: its `task` says which. Raises BadRequest that names what is wrong with it."""
+    try:
+        is_judge = tomllib.loads(path.read_text(encoding="utf-8")).get("task") == "judge"
+    except (OSError, ValueError):
+        is_judge = False  # whoever reads it strictly says what is wrong
+    return judges.load_judge(path) if is_judge else lanes.load_lane(path)
 
 
 @contextlib.contextmanager
@@ -111,31 +127,43 @@ def alone(folder: Path, lane_id: str, device: str) -> Iterator[None]:
 
 
 def clear_scratch(folder: Path) -> None:
-    """Frames of attempts that are lost. Keyframes and the children's home are worth keeping."""
+    """What attempts that are lost have left. What many jobs want and the children's home are worth keeping."""
     (folder / "home").mkdir(parents=True, exist_ok=True)
     for path in folder.iterdir():
         if path.is_file():
             path.unlink()
-        elif path.name not in {"home", "keyframes"}:
+        elif path.name not in {"home", *inputs.KEPT_FOLDERS}:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _work_of(
+    lane: Lane | JudgeLane, settings: WorkerSettings, given: Inputs, supervisor: Supervisor, spool: Spool
+) -> Work:
+    """The only place that asks whether a lane makes clips or judges them."""
+    place = Place(
+        models_dir=settings.models_dir.absolute(),
+        # A link must stay a link: it tells Python which environment it belongs to.
+        env_python=settings.env_python.absolute(),
+        measured=load_measured(settings.measured_folder),
+    )
+    if isinstance(lane, JudgeLane):
+        return Judging(judge=lane, place=place, endpoint=settings.endpoint, inputs=given, spool=spool)
+    making = ClipMaking(supervisor, spool)
+    return Generation(lane=lane, place=place, cache_dir=settings.cache_dir.absolute(), inputs=given, making=making)
 
 
 class Worker:
     """Puts the parts together and runs their loops."""
 
-    def __init__(self, settings: WorkerSettings, lane: Lane, folders: Folders, tag: str, bus: Bus) -> None:
+    def __init__(self, settings: WorkerSettings, lane: Lane | JudgeLane, folders: Folders, tag: str, bus: Bus) -> None:
         self._settings = settings
-        self._lane = lane
         self._bus = bus
-        self._lane_digest = lanes.lane_digest(lane)
         self._worker_id = uuid.uuid4().hex
         self._heartbeat = Heartbeat(bus)
-        # A link must stay a link: it tells Python which environment it belongs to.
-        env_python = settings.env_python.absolute()
         runner_path = Path(screentest_runner.__file__).parent.parent
         self._supervisor = Supervisor(
             Surroundings(
-                env_python=env_python,
+                env_python=settings.env_python.absolute(),
                 runner_path=runner_path,
                 home=folders.scratch / "home",
                 log_dir=folders.logs,
@@ -146,19 +174,13 @@ class Worker:
         self._slot = RunnerSlot(
             self._supervisor, settings.lock_dir.absolute(), settings.stop_grace_s, self._heartbeat.change
         )
-        place = Place(
-            models_dir=settings.models_dir.absolute(),
-            env_python=env_python,
-            measured=load_measured(settings.measured_folder),
-        )
         self._metrics, spool = Metrics(), Spool(folders.spool)
         self._metrics.at_scrape(metrics.reader(self._snapshot, spool))
         ledger, depot = Ledger(bus), Depot(bus)
+        self._lane_work = _work_of(lane, settings, Inputs(depot, folders.scratch), self._supervisor, spool)
         turns = Turns(
-            lane=lane,
+            work=self._lane_work,
             device=settings.device,
-            place=place,
-            cache_dir=settings.cache_dir.absolute(),
             scratch=folders.scratch,
             not_proven_s=settings.not_proven_s,
             cancel_grace_s=settings.cancel_grace_s,
@@ -166,26 +188,24 @@ class Worker:
             telemetry=self._telemetry,
             slot=self._slot,
             supervisor=self._supervisor,
-            depot=depot,
             spool=spool,
         )
         self._consumer = Consumer(
             bus=bus,
             host=settings.host,
             device=settings.device,
-            lane_id=lane.id,
+            lane_id=self._lane_work.lane_id,
             idle_s=settings.idle_s,
             renew_s=settings.renew_s,
             ledger=ledger,
             turns=turns,
-            finisher=Finisher(supervisor=self._supervisor, spool=spool, depot=depot, ledger=ledger),
+            finisher=Finisher(work=self._lane_work, spool=spool, depot=depot, ledger=ledger),
             spool=spool,
             slot=self._slot,
             changed=self._heartbeat.change,
         )
         self._commands = Commands(
-            lane=lane,
-            place=place,
+            work=self._lane_work,
             consumer=self._consumer,
             slot=self._slot,
             telemetry=self._telemetry,
@@ -193,7 +213,7 @@ class Worker:
 
     async def run(self, stopping: asyncio.Event) -> None:
         """Serves until told to stop, gives what is under way a moment, then leaves no process behind."""
-        subject = subjects.command(self._settings.host, self._settings.device, self._lane.id)
+        subject = subjects.command(self._settings.host, self._settings.device, self._lane_work.lane_id)
         await self._bus.answer(subject, self._commands.answer)
         ended = asyncio.Event()
         try:
@@ -232,8 +252,8 @@ class Worker:
         return Alive(
             host=self._settings.host,
             device=self._settings.device,
-            lane_id=self._lane.id,
-            lane_digest=self._lane_digest,
+            lane_id=self._lane_work.lane_id,
+            lane_digest=self._lane_work.lane_digest,
             worker_id=self._worker_id,
             runner=held.process if held is not None else None,
             runner_rung=held.key.rung if held is not None and held.key is not None else None,

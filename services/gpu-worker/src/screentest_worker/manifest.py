@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from screentest.records import Artifact, ClipFacts, DeviceFacts, Dispatch, JobSpec, Outcome
+from screentest.records import Artifact, ClipFacts, DeviceFacts, Dispatch, JobSpec, JudgementFacts, Outcome
 from screentest_worker import rung
 
 SCHEMA = "manifest/1"
@@ -25,8 +25,8 @@ class Circumstances:
     device: DeviceFacts | None
 
 
-def build(dispatch: Dispatch, outcome: Outcome, circumstances: Circumstances, clip: Artifact | None) -> dict[str, Any]:
-    """JSON-ready. ``clip`` is the file that the facts were read from, None when there is none."""
+def build(dispatch: Dispatch, outcome: Outcome, circumstances: Circumstances, made: Artifact | None) -> dict[str, Any]:
+    """JSON-ready. ``made`` is the file that the facts were read from, None when there is none."""
     spec, ran = dispatch.spec, circumstances.ran
     return {
         "schema": SCHEMA,
@@ -58,7 +58,8 @@ def build(dispatch: Dispatch, outcome: Outcome, circumstances: Circumstances, cl
         "phases": plain(outcome.phases),
         "steps_done": outcome.steps_done,
         "step_s": outcome.step_s,
-        "clip": _clip(outcome.clip, clip),
+        "clip": _made(outcome.clip, made),
+        "judgement": _made(outcome.judgement, made),
         "peak_device_memory_bytes": outcome.peak_device_memory_bytes,
         "peak_memory_by_phase": {peak.phase: peak.peak_bytes for peak in outcome.peak_memory_by_phase},
         "peak_host_memory_bytes": outcome.peak_host_memory_bytes,
@@ -81,7 +82,7 @@ def plain(value: Any) -> Any:
     return value.isoformat() if isinstance(value, datetime) else value
 
 
-def _clip(facts: ClipFacts | None, artifact: Artifact | None) -> dict[str, Any] | None:
+def _made(facts: ClipFacts | JudgementFacts | None, artifact: Artifact | None) -> dict[str, Any] | None:
     if facts is None or artifact is None:
         return None
     return {**plain(facts), "sha256": artifact.sha256, "size_bytes": artifact.size_bytes}

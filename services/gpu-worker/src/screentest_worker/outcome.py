@@ -34,7 +34,7 @@ _FIXES: Final = {
     FailureClass.TRUNCATED: "ask for a legal number of frames; the pipeline returned another count",
     FailureClass.UNDECODABLE: "retry; if it comes again, check the disk below the state directory",
     FailureClass.ENCODE: "read the log of the job; check the free space of the scratch disk",
-    FailureClass.UPLOAD: "start the depot and retry; the clip is kept in the worker's spool folder 'undelivered'",
+    FailureClass.UPLOAD: "start the depot and retry; what was made is kept in the worker's spool folder 'undelivered'",
     FailureClass.INFRASTRUCTURE: "read the worker's log; the scheduler tries it again while its budget lasts",
     FailureClass.UNCLASSIFIED: "read the log of the job: it ends with the exception; then retry",
     FailureClass.GPU_FAULT: "read the kernel log for Xid errors; reset the GPU before the next job",
@@ -118,15 +118,17 @@ def cancelled(phase: str) -> Outcome:
 
 
 def as_cancelled(outcome: Outcome) -> Outcome:
-    """The same attempt, ended by a person: what it measured stays, its clip does not count."""
+    """The same attempt, ended by a person: what it measured stays, what it made does not count."""
     ending = cancelled(outcome.phase)
-    kept = tuple(artifact for artifact in outcome.artifacts if artifact.kind is not ArtifactKind.CLIP)
+    made = (ArtifactKind.CLIP, ArtifactKind.JUDGEMENT)
+    kept = tuple(artifact for artifact in outcome.artifacts if artifact.kind not in made)
     return replace(
         outcome,
         failure_class=ending.failure_class,
         cause=ending.cause,
         fix="",
         clip=None,
+        judgement=None,
         artifacts=kept,
         infrastructure=False,
     )

@@ -50,12 +50,12 @@ class ProgressFeed:
     async def phase(self, phase: str) -> None:
         await self._publish(self._progress(phase))
 
-    async def step(self, step: int, steps: int, step_s: float) -> None:
-        """One denoising step ended. ETA: what is left at the mean pace of the steps so far, the first one left out."""
+    async def step(self, phase: str, step: int, steps: int, step_s: float) -> None:
+        """One step of denoising or judging ended. ETA: what is left at the mean pace of the steps but the first."""
         self._steps_s.append(step_s)
         paced = self._steps_s[1:] or self._steps_s
         eta_s = (steps - step) * sum(paced) / len(paced)
-        await self._publish(self._progress("denoising", step=step, steps=steps, step_s=step_s, eta_s=eta_s))
+        await self._publish(self._progress(phase, step=step, steps=steps, step_s=step_s, eta_s=eta_s))
 
     def _progress(
         self,

@@ -7,10 +7,11 @@ from pathlib import Path
 from pydantic import Field
 
 from screentest.kit.config import ServiceSettings
+from screentest_worker.judge_preflight import Endpoint
 
 
 class WorkerSettings(ServiceSettings):
-    """One lane on one device.
+    """One lane on one device: a model's, or a judge's.
 
     ``env_python`` is the interpreter of the lane's model environment; it stays a link when it is one, because a link
     is what tells Python which environment it is in. ``state_dir`` holds scratch, spool and logs. ``measured_dir`` holds
@@ -26,6 +27,11 @@ class WorkerSettings(ServiceSettings):
     cache_dir: Path
     measured_dir: Path | None = None
 
+    # Of a judge that asks an OpenAI-compatible server. Its key stays in a file: the runner alone reads it.
+    judge_url: str = ""
+    judge_model: str = ""
+    judge_key_file: Path | None = None
+
     # A warm runner holds the device's memory: after this long without a job it goes.
     idle_s: float = Field(default=600.0, gt=0)
     # After this long without a clean proof the attempt ends as infrastructure. Whether the device is drained is the
@@ -40,3 +46,11 @@ class WorkerSettings(ServiceSettings):
     @property
     def measured_folder(self) -> Path:
         return self.measured_dir or self.lane_file.absolute().parent.parent / "measured"
+
+    @property
+    def endpoint(self) -> Endpoint | None:
+        """None where no server is named."""
+        if not self.judge_url:
+            return None
+        key_file = self.judge_key_file.absolute() if self.judge_key_file is not None else None
+        return Endpoint(base_url=self.judge_url, model=self.judge_model, key_file=key_file)

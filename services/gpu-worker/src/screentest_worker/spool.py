@@ -27,7 +27,12 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-FILE_NAMES = {ArtifactKind.CLIP: "clip.mp4", ArtifactKind.LOG: "log.txt", ArtifactKind.MANIFEST: "manifest.json"}
+FILE_NAMES = {
+    ArtifactKind.CLIP: "clip.mp4",
+    ArtifactKind.JUDGEMENT: "judgement.json",
+    ArtifactKind.LOG: "log.txt",
+    ArtifactKind.MANIFEST: "manifest.json",
+}
 UNDELIVERED = "undelivered"
 UNREADABLE = ".unreadable"
 
@@ -108,11 +113,11 @@ class Spool:
     def remove(self, dispatch: Dispatch) -> None:
         shutil.rmtree(self.path(dispatch), ignore_errors=True)
 
-    def keep_clip(self, dispatch: Dispatch) -> None:
-        """A clip that could not be uploaded is a person's to fetch."""
-        clip = self.file(dispatch, ArtifactKind.CLIP)
-        if clip.is_file():
-            clip.replace(self._folder / UNDELIVERED / f"{dispatch.spec.job_id}-{dispatch.attempt}.mp4")
+    def keep(self, dispatch: Dispatch, kind: ArtifactKind) -> None:
+        """What could not be uploaded is a person's to fetch."""
+        made = self.file(dispatch, kind)
+        if made.is_file():
+            made.replace(self._folder / UNDELIVERED / f"{dispatch.spec.job_id}-{dispatch.attempt}{made.suffix}")
 
     def content(self) -> Content:
         attempts = [path for path in self._folder.iterdir() if path.is_dir() and _is_attempt(path)]

@@ -1,11 +1,10 @@
-"""One file to the depot: a URL from the scheduler, one conditional PUT. The worker holds no key of the depot."""
+"""Files to the depot and from it: a URL from the scheduler, one conditional PUT or one GET. The worker holds no key."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
 import hashlib
-import re
 from pathlib import Path
 
 import structlog
@@ -22,8 +21,8 @@ URL_WITHIN_S = 5.0
 CONNECT_WITHIN_S = 3.0
 SILENCE_S = 60.0  # between two bytes of an answer; a big clip takes long, silence does not
 ALREADY_THERE = 412  # the key carries the content's hash: the same bytes are there
-
-SHA256 = re.compile(r"[0-9a-f]{64}")
+NOT_THERE = 404
+NO_BUCKET = "NoSuchBucket"  # a depot that is being set up: its objects are still to come
 
 
 class DepotAway(Unavailable):
@@ -53,24 +52,22 @@ class Depot:
         await asyncio.to_thread(self._put, reply.url, path, size_bytes, content_type, md5)
         return Artifact(kind=kind, key=reply.key, sha256=sha256, size_bytes=size_bytes, content_type=content_type)
 
-    async def get_keyframe(self, spec: JobSpec, attempt: int, folder: Path) -> Path:
-        """The job's keyframe as a file, by its content: several jobs share it.
+    async def get(
+        self, spec: JobSpec, attempt: int, kind: ArtifactKind, sha256: str, size_bytes: int, path: Path
+    ) -> None:
+        """One object of the job as a file, which appears when it is whole and what the job names.
 
-        Raises Unavailable or DepotAway, and BadRequest when the job names no sha256 or the depot holds other bytes.
+        Raises Unavailable or DepotAway, and BadRequest when the depot has no such object, or other bytes.
         """
-        assert spec.keyframe is not None
-        if not SHA256.fullmatch(spec.keyframe.sha256):  # it becomes a file name
-            raise BadRequest(f"the job names its keyframe {spec.keyframe.sha256[:80]!r}, which is no sha256 in hex")
-        path = folder / f"{spec.keyframe.sha256}.png"
-        if path.is_file():
-            return path
-        reply = await self._url(spec, attempt, ArtifactKind.KEYFRAME, spec.keyframe.sha256, spec.keyframe.size_bytes)
-        data = await asyncio.to_thread(self._get, reply.url)
-        found = hashlib.sha256(data).hexdigest()
-        if found != spec.keyframe.sha256:
-            raise BadRequest(f"the keyframe in the depot is {found[:16]}, the job names {spec.keyframe.sha256[:16]}")
-        await asyncio.to_thread(_write_whole, path, data)
-        return path
+        reply = await self._url(spec, attempt, kind, sha256, size_bytes)
+        part = path.with_suffix(".part")
+        try:
+            found = await asyncio.to_thread(self._get, reply.url, kind, size_bytes, part)
+            if found != sha256:
+                raise BadRequest(f"the {kind.value} in the depot is {found[:16]}, the job names {sha256[:16]}")
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
 
     async def _url(self, spec: JobSpec, attempt: int, kind: ArtifactKind, sha256: str, size_bytes: int) -> UrlReply:
         request = UrlRequest(
@@ -107,24 +104,38 @@ class Depot:
         if response.status not in {200, 201, 204, ALREADY_THERE}:
             raise DepotAway(f"the depot refuses the {path.name}: {response.status} {_words(response.data)}")
 
-    def _get(self, url: str) -> bytes:
+    def _get(self, url: str, kind: ArtifactKind, size_bytes: int, path: Path) -> str:
+        """The sha256 in hex of what was read; it stops where there is more than there should be."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        digest, left = hashlib.sha256(), size_bytes
         try:
-            response = self._http.request("GET", url)
+            response = self._http.request("GET", url, preload_content=False)
+            try:
+                _require_given(response, kind)
+                with path.open("wb") as file:
+                    for block in response.stream(1 << 20):
+                        left -= len(block)
+                        if left < 0:
+                            raise BadRequest(f"the {kind.value} in the depot has more than its {size_bytes} bytes")
+                        digest.update(block)
+                        file.write(block)
+            finally:
+                response.close()  # what is left of a refused body must not meet the next request
         except urllib3.exceptions.HTTPError as error:
             raise DepotAway(
                 f"the depot does not answer ({type(error).__name__}); start it with `screentest up`"
             ) from error
-        if response.status != 200:
-            raise DepotAway(f"the depot gives no keyframe: {response.status} {_words(response.data)}")
-        return bytes(response.data)
+        return digest.hexdigest()
 
 
-def _write_whole(path: Path, data: bytes) -> None:
-    """The file appears under its name only when it is complete."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_bytes(data)
-    part.replace(path)
+def _require_given(response: urllib3.BaseHTTPResponse, kind: ArtifactKind) -> None:
+    """Raises BadRequest when the object is gone, DepotAway for any other answer than the object."""
+    if response.status == 200:
+        return
+    words = _words(response.read(1 << 12))
+    if response.status == NOT_THERE and NO_BUCKET not in words:
+        raise BadRequest(f"the {kind.value} is not in the depot any more")
+    raise DepotAway(f"the depot gives no {kind.value}: {response.status} {words}")
 
 
 def _digests(path: Path) -> tuple[str, str, int]:

@@ -42,6 +42,7 @@ _TRANSFORMERS_TOLERANCE: Final = (0.95, 1.25)
 _VOCABULARIES: Final = frozenset(
     {"tokenizer.json", "spiece.model", "tokenizer.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt"}
 )
+_PREPROCESSORS: Final = frozenset({"preprocessor_config.json", "processor_config.json"})
 _PICKLES: Final = (".bin", ".pt", ".pth", ".ckpt")
 _QUANTIZED: Final = frozenset({"U8", "I8", "I4", "U4", "F4", "F8_E4M3", "F8_E5M2", "F8_E8M0"})
 
@@ -114,6 +115,25 @@ def problems(expected: Expectation, found: WeightsFolder) -> tuple[Problem, ...]
     )
 
 
+def checkpoint_problems(found: WeightsFolder, fetch: str) -> tuple[Problem, ...]:
+    """What a bare checkpoint of transformers lacks, of config, weights, tokenizer and preprocessor."""
+    root, again = found.root, f"{fetch} again"
+    if not found.exists or not root.files:
+        return (_layout(f"the weights are not there: no files in {found.path}", fetch),)
+    wanted = ExpectedPart(library="transformers", class_name="", has_weights=True)
+    lacking = [_layout(f"{found.path}/{file} {why}", again) for file, why in root.unreadable.items()]
+    if "config.json" not in root.files:
+        lacking.append(_layout(f"{found.path} has no config.json", again))
+    lacking += _of_files(wanted, root, None, found.path, again)
+    if not _VOCABULARIES & root.files.keys():
+        wants = ", ".join(sorted(_VOCABULARIES))
+        lacking.append(_layout(f"the tokenizer in {found.path} has no vocabulary (one of {wants})", again))
+    if not _PREPROCESSORS & root.files.keys():
+        wants = " or ".join(sorted(_PREPROCESSORS))
+        lacking.append(_layout(f"{found.path} has no {wants}: nothing says how pictures are read", again))
+    return tuple(lacking)
+
+
 def _layout(reason: str, fix: str) -> Problem:
     return Problem(check=Check.LAYOUT, reason=reason, fix=fix)
 
@@ -133,7 +153,7 @@ def _no_index(expected: Expectation, found: WeightsFolder) -> Problem:
     return _layout(f"{found.path} has no {INDEX}: it is no diffusers pipeline", expected.pull)
 
 
-_SAFETENSORS_ONLY: Final = "Screentest loads safetensors alone: name a repository in diffusers format in the lane"
+_SAFETENSORS_ONLY: Final = "Screentest loads safetensors alone: name a repository that has them in model.repo"
 
 
 # ---- model_index.json
@@ -185,16 +205,21 @@ def _of_part(
         return
     if "config.json" not in found.files:
         yield _layout(f"{where} has no config.json", again)
-    files = tuple(_weight_files(wanted, found, expected.variant))
-    broken = {file: header.why for file in files if isinstance(header := found.headers.get(file), Broken)}
-    for file, why in broken.items():
-        yield _layout(f"{where}/{file} {why}", again)
-    missing = tuple(_missing_weights(wanted, found, expected.variant, where))
-    for reason in missing:
-        yield _layout(reason, _SAFETENSORS_ONLY if "only as" in reason else again)
-    if not broken and not missing:
-        tensors = tuple(_tensors(found, files))
+    lacking = tuple(_of_files(wanted, found, expected.variant, where, again))
+    yield from lacking
+    if not lacking:
+        tensors = tuple(_tensors(found, tuple(_weight_files(wanted, found, expected.variant))))
         yield from _of_architecture(name, wanted, found, tensors, expected)
+
+
+def _of_files(wanted: ExpectedPart, found: Part, variant: str | None, where: str, again: str) -> Iterator[Problem]:
+    """Safetensors that are not there, or cannot be read."""
+    for file in _weight_files(wanted, found, variant):
+        header = found.headers.get(file)
+        if isinstance(header, Broken):
+            yield _layout(f"{where}/{file} {header.why}", again)
+    for reason in _missing_weights(wanted, found, variant, where):
+        yield _layout(reason, _SAFETENSORS_ONLY if "only as" in reason else again)
 
 
 def _of_texts(wanted: ExpectedPart, found: Part, where: str, again: str) -> Iterator[Problem]:
