@@ -74,6 +74,7 @@ _RETRIED = (
     "Preflight",
     "ListLanes",
     "ListGpus",
+    "GetServers",
     "ListVotes",
     "UploadRubric",
 )
@@ -155,6 +156,24 @@ class ArtifactUrl:
     artifact: Artifact
     url: str
     expires_at: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StreamSize:
+    name: str
+    messages: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Servers:
+    """``version``: of the scheduler's code. ``depot_problem``: why the depot cannot be used; empty = it answers."""
+
+    version: str
+    streams: tuple[StreamSize, ...]
+    depot_url: str
+    depot_bucket: str
+    depot_problem: str
 
 
 class Client:
@@ -391,10 +410,28 @@ class Client:
         """Every device; ``proof`` is asked of telemetry now."""
         return _records(self._call("ListGpus", scheduler_pb2.ListGpusRequest()).devices, DeviceView)
 
+    def drain(self, host: str, device: str, *, reason: str = "") -> DeviceView:
+        """Lets no further job onto a device until ``undrain``; what runs there goes on."""
+        reply = self._call("Drain", scheduler_pb2.DrainRequest(host=host, device=device, reason=reason))
+        return from_wire(reply.device, DeviceView)
+
     def undrain(self, host: str, device: str) -> DeviceView:
         """Lets jobs onto a drained device again."""
         reply = self._call("Undrain", scheduler_pb2.UndrainRequest(host=host, device=device))
         return from_wire(reply.device, DeviceView)
+
+    def get_servers(self) -> Servers:
+        """What the scheduler stands on, asked now."""
+        reply = self._call("GetServers", scheduler_pb2.GetServersRequest())
+        return Servers(
+            version=reply.version,
+            streams=tuple(
+                StreamSize(name=item.name, messages=item.messages, size_bytes=item.size_bytes) for item in reply.streams
+            ),
+            depot_url=reply.depot_url,
+            depot_bucket=reply.depot_bucket,
+            depot_problem=reply.depot_problem,
+        )
 
     def list_vitals(self, *, last_s: float, host: str = "") -> tuple[VitalsBatch, ...]:
         """The last ``last_s`` seconds of a host's vitals, oldest first; ``host`` empty = the only one."""

@@ -130,10 +130,20 @@ class SchedulerStub:
                 request_serializer=screentest_dot_v1_dot_scheduler__pb2.ListGpusRequest.SerializeToString,
                 response_deserializer=screentest_dot_v1_dot_scheduler__pb2.ListGpusResponse.FromString,
                 _registered_method=True)
+        self.Drain = channel.unary_unary(
+                '/screentest.v1.Scheduler/Drain',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
+                _registered_method=True)
         self.Undrain = channel.unary_unary(
                 '/screentest.v1.Scheduler/Undrain',
                 request_serializer=screentest_dot_v1_dot_scheduler__pb2.UndrainRequest.SerializeToString,
                 response_deserializer=screentest_dot_v1_dot_scheduler__pb2.UndrainResponse.FromString,
+                _registered_method=True)
+        self.GetServers = channel.unary_unary(
+                '/screentest.v1.Scheduler/GetServers',
+                request_serializer=screentest_dot_v1_dot_scheduler__pb2.GetServersRequest.SerializeToString,
+                response_deserializer=screentest_dot_v1_dot_scheduler__pb2.GetServersResponse.FromString,
                 _registered_method=True)
         self.GetArtifact = channel.unary_unary(
                 '/screentest.v1.Scheduler/GetArtifact',
@@ -282,8 +292,22 @@ class SchedulerServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Drain(self, request, context):
+        """Lets no further job onto a device until Undrain; what runs there goes on. A drained device stays as it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Undrain(self, request, context):
         """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServers(self, request, context):
+        """What the scheduler stands on: the broker's streams and the depot.
+        """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
@@ -413,10 +437,20 @@ def add_SchedulerServicer_to_server(servicer, server):
                     request_deserializer=screentest_dot_v1_dot_scheduler__pb2.ListGpusRequest.FromString,
                     response_serializer=screentest_dot_v1_dot_scheduler__pb2.ListGpusResponse.SerializeToString,
             ),
+            'Drain': grpc.unary_unary_rpc_method_handler(
+                    servicer.Drain,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.DrainRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.DrainResponse.SerializeToString,
+            ),
             'Undrain': grpc.unary_unary_rpc_method_handler(
                     servicer.Undrain,
                     request_deserializer=screentest_dot_v1_dot_scheduler__pb2.UndrainRequest.FromString,
                     response_serializer=screentest_dot_v1_dot_scheduler__pb2.UndrainResponse.SerializeToString,
+            ),
+            'GetServers': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServers,
+                    request_deserializer=screentest_dot_v1_dot_scheduler__pb2.GetServersRequest.FromString,
+                    response_serializer=screentest_dot_v1_dot_scheduler__pb2.GetServersResponse.SerializeToString,
             ),
             'GetArtifact': grpc.unary_unary_rpc_method_handler(
                     servicer.GetArtifact,
@@ -964,6 +998,33 @@ class Scheduler:
             _registered_method=True)
 
     @staticmethod
+    def Drain(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/Drain',
+            screentest_dot_v1_dot_scheduler__pb2.DrainRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.DrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def Undrain(request,
             target,
             options=(),
@@ -980,6 +1041,33 @@ class Scheduler:
             '/screentest.v1.Scheduler/Undrain',
             screentest_dot_v1_dot_scheduler__pb2.UndrainRequest.SerializeToString,
             screentest_dot_v1_dot_scheduler__pb2.UndrainResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/screentest.v1.Scheduler/GetServers',
+            screentest_dot_v1_dot_scheduler__pb2.GetServersRequest.SerializeToString,
+            screentest_dot_v1_dot_scheduler__pb2.GetServersResponse.FromString,
             options,
             channel_credentials,
             insecure,
