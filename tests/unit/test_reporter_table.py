@@ -113,6 +113,7 @@ def test_rows_keep_the_order_of_the_plan_and_name_the_cell_where_needed() -> Non
     [
         (("clamped", "num_frames", "24", "25", "must be 4k+1"), "num_frames clamped: 24 -> 25 (must be 4k+1)"),
         (("dropped", "guidance_scale", "5.0", "", "not taken"), "guidance_scale dropped: 5.0 not passed (not taken)"),
+        (("dropped", "prompt", "given", "none", "takes none"), "prompt dropped: not passed (takes none)"),
         (("defaulted", "fps", "", "7", ""), "fps defaulted: 7"),
         (("reduced", "num_frames", "81", "41", "rung short"), "num_frames reduced: 81 -> 41 (rung short)"),
     ],

@@ -297,7 +297,8 @@ def mark_text(mark: Mark) -> str:
     """``num_frames clamped: 24 -> 25 (frames must be 4k+1)``."""
     change = {
         MarkKind.RENAMED: f"{mark.requested} -> {mark.effective}",
-        MarkKind.DROPPED: f"{mark.requested} not passed" if mark.requested else "not passed",
+        # A prompt is too long to repeat: its mark says that there was one.
+        MarkKind.DROPPED: "not passed" if mark.requested in {"", "given"} else f"{mark.requested} not passed",
         MarkKind.CLAMPED: f"{mark.requested} -> {mark.effective}",
         MarkKind.DEFAULTED: mark.effective,
         MarkKind.REDUCED: f"{mark.requested} -> {mark.effective}",

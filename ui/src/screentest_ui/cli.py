@@ -37,6 +37,7 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("preflight", cli_sweeps.preflight),
     ("rehearse", cli_rehearse.rehearse),
     ("gpus", cli_fleet.gpus),
+    ("drain", cli_fleet.drain),
     ("undrain", cli_fleet.undrain),
     ("restore", cli_restore.restore),
 )
@@ -108,7 +109,7 @@ for _name, _verb in _MODELS_VERBS:
     _models.command(_name)(_exiting(_verb))
 app.add_typer(_models, name="models")
 
-_rubric = typer.Typer(help="What a prompt asks for, as a file: draft it, edit it, approve it.", no_args_is_help=True)
+_rubric = typer.Typer(help="Draft, check and approve what a prompt asks for.", no_args_is_help=True)
 for _name, _verb in _RUBRIC_VERBS:
     _rubric.command(_name)(_exiting(_verb))
 app.add_typer(_rubric, name="rubric")

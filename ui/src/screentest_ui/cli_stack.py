@@ -56,7 +56,7 @@ def certs(
         list[str] | None, typer.Option(help="Also this host name or address of the scheduler; may be repeated.")
     ] = None,
 ) -> None:
-    """Sign a certificate for the scheduler's API, for clients beyond this machine."""
+    """Sign a certificate for the API, for clients elsewhere."""
     from screentest_ui import certificates  # the library for it costs every other command a moment
 
     directory = default_home().secrets.directory

@@ -17,7 +17,7 @@ from screentest import table as model_table
 from screentest.client import Client, Message
 from screentest.errors import BadRequest, ScreentestError
 from screentest.records import Job, JobEvent, LaneVerdict, Sweep, SweepEvent, Verdict
-from screentest_ui import outlook, printing, reportfetch, sweepfile, waiting
+from screentest_ui import cli_fleet, outlook, overview, printing, reportfetch, sweepfile, waiting
 from screentest_ui.connection import connect
 from screentest_ui.printing import LiveSweep
 from screentest_ui.sweepfile import SweepFile
@@ -84,18 +84,24 @@ def watch(
 
 def status(
     sweep_id: Annotated[str, typer.Argument(help="One sweep; none = list them all.")] = "",
+    everything: Annotated[
+        bool, typer.Option("--all", help="Also jobs by their ids; without a sweep devices, workers, streams, depot.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """List the sweeps, or show one as the model table."""
     with connect() as client:
         if sweep_id:
-            _show_sweep(client, sweep_id, as_json=json)
+            _show_sweep(client, sweep_id, as_json=json, with_jobs=everything)
             return
-        sweeps = client.list_sweeps()
+        found = overview.ask(client) if everything else None
+        sweeps = found.sweeps if found else client.list_sweeps()
     if json:
-        printing.as_json(sweeps)
-        return
-    printing.print_table(("Sweep", "Title", "Jobs", "Done", "Failed", "State"), map(_sweep_line, sweeps))
+        printing.as_json(found or sweeps)
+    elif found:
+        overview.show(found, _sweep_line, cli_fleet.device_line)
+    else:
+        printing.print_table(overview.SWEEP_COLUMNS, map(_sweep_line, sweeps))
 
 
 def cancel(
@@ -137,7 +143,8 @@ def retry(
             return None
         if not json:
             for new in retried:
-                printing.say(f"{new.spec.lane_title}: {new.spec.job_id} tries {new.spec.retry_of} again")
+                spec = new.spec
+                printing.say(f"{spec.lane_title}, seed {spec.seed}: {spec.job_id} tries {spec.retry_of} again")
         if not retried:
             if not json:
                 printing.say("every cell has completed; there is nothing to try again")
@@ -328,7 +335,7 @@ def _wait_and_show(client: Client, sweep_id: str, cursor: str, *, as_json: bool,
     return FAILED if must_complete and unfinished_cells(client.list_jobs(sweep_id)) else None
 
 
-def _show_sweep(client: Client, sweep_id: str, *, as_json: bool) -> None:
+def _show_sweep(client: Client, sweep_id: str, *, as_json: bool, with_jobs: bool = False) -> None:
     sweep, jobs = client.get_sweep(sweep_id), client.list_jobs(sweep_id)
     plans = sweep.record.lanes
     if as_json:
@@ -336,6 +343,9 @@ def _show_sweep(client: Client, sweep_id: str, *, as_json: bool) -> None:
         printing.as_json({"sweep": sweep, "rows": rows, "jobs": jobs})
         return
     printing.print_model_table(model_table.rows(jobs, plans))
+    if with_jobs:
+        printing.say("")
+        printing.print_table(overview.JOB_COLUMNS, map(overview.job_line, jobs))
 
 
 def _sweep_line(sweep: Sweep) -> tuple[str, ...]:

@@ -58,6 +58,11 @@ def say(text: str) -> None:
     out().print(Text(text))
 
 
+def note(text: str) -> None:
+    """One plain line on stderr, beside the result."""
+    err().print(Text(text))
+
+
 def as_json(value: Any) -> None:
     """Records as JSON: enums by value, times in ISO 8601, absent as null."""
     sys.stdout.write(json.dumps(plain(value), ensure_ascii=False) + "\n")

@@ -38,6 +38,8 @@ from screentest.errors import Conflict, Exhausted, ScreentestError, Unavailable
 
 log = structlog.get_logger()
 
+STREAMS = (subjects.EVENTS_STREAM, subjects.JOBS_STREAM, subjects.VITALS_STREAM)
+
 WRONG_LAST_SEQUENCE = 10071
 NO_MESSAGE_FOUND = 10037
 STREAM_FULL_CODES = frozenset({10077, 10047, 10023})  # messages exceeded, storage full, insufficient resources
@@ -98,6 +100,8 @@ class StreamState:
 
     epoch: str
     last_sequence: int
+    messages: int
+    size_bytes: int
 
 
 class Delivery:
@@ -318,7 +322,8 @@ class Bus:
         with _translated(f"stream {stream}"):
             info = await self._js.stream_info(stream)
         created = info.created.strftime("%Y%m%dt%H%M%S%f") if info.created else "unknown"
-        return StreamState(epoch=created, last_sequence=info.state.last_seq)
+        state = info.state
+        return StreamState(epoch=created, last_sequence=state.last_seq, messages=state.messages, size_bytes=state.bytes)
 
     # ---- guarded appends
 

@@ -16,6 +16,7 @@ import structlog
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     ProcessCollector,
     disable_created_metrics,
@@ -25,6 +26,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.registry import Collector
 
 from screentest.errors import BadRequest, Unavailable
+from screentest.kit.version import version
 
 log = structlog.get_logger()
 
@@ -45,6 +47,9 @@ class Family:
     kind: Literal["gauge", "counter"] = "gauge"
 
 
+BUILD = Family(name="screentest_build_info", help="1; which code this is, in its label.", labels=("version",))
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Number:
     """One sample at the moment of the scrape; ``value`` None = unknown, and left out."""
@@ -58,9 +63,11 @@ class Metrics:
     """The registry of one service."""
 
     def __init__(self) -> None:
-        disable_created_metrics()  # another series per counter, which nobody asks for
+        # Another series per counter, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        Gauge(BUILD.name, BUILD.help, BUILD.labels, registry=self.registry).labels(version()).set(1)
 
     def counter(self, family: Family) -> Counter:
         return Counter(family.name, family.help, family.labels, registry=self.registry)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from screentest import subjects, wire
-from screentest.errors import NotPossibleNow, ScreentestError, Unavailable
+from screentest.errors import NotFound, NotPossibleNow, ScreentestError, Unavailable
 from screentest.kit import clock
 from screentest.kit.bus import Bus, WrongLastSequence
 from screentest.kit.store import Store
@@ -491,11 +491,26 @@ class Conductor:
             raise errors[0]
         return written
 
+    async def drain(self, host: str, device: str, reason: str) -> None:
+        """A drained device keeps the reason it has: who looks later must see the first one."""
+        self._require_known(host, device)
+        if self._ledger.device(host, device).drained_reason:
+            return
+        await self._journal.append_control(host, device, Drained(reason=reason, proof=None))
+        self.wake()
+
     async def undrain(self, host: str, device: str, by: str) -> None:
+        self._require_known(host, device)
         if not self._ledger.device(host, device).drained_reason:
             raise NotPossibleNow(f"{host}/{device} is not drained")
         await self._journal.append_control(host, device, Undrained(by=by))
         self.wake()
+
+    def _require_known(self, host: str, device: str) -> None:
+        known = sorted({*self.places(), *self._ledger.devices})
+        if (host, device) not in known:
+            names = ", ".join("/".join(place) for place in known)
+            raise NotFound(f"there is no device {host}/{device}; there are {names}")
 
     # ---- talking
 

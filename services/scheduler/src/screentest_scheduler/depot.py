@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import structlog
@@ -20,6 +21,9 @@ PUTTABLE = frozenset({ArtifactKind.CLIP, ArtifactKind.LOG, ArtifactKind.MANIFEST
 # The depot's own limit for one PUT; the condition and the checksum cover the whole object only then.
 SHA256 = re.compile(r"[0-9a-f]{64}")
 REPORT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
+# Below it lies nothing: a list of it asks for the bucket and the right to look into it, and for no more.
+NOTHING = "nothing/"
+ANSWERS_WITHIN_S = 4.0
 MAX_OBJECT_BYTES = 5 * 1024**3
 
 
@@ -31,6 +35,17 @@ class Depot:
 
     async def listen(self, bus: Bus) -> None:
         await bus.answer("svc.depot.*", self._on_request)
+
+    async def problem(self) -> str:
+        """Why the depot cannot be used now; empty = it answers."""
+        try:
+            async with asyncio.timeout(ANSWERS_WITHIN_S):
+                await self._store.keys(NOTHING)
+        except TimeoutError:
+            return f"the depot at {self._store.url} did not answer within {ANSWERS_WITHIN_S:g} s"
+        except ScreentestError as error:
+            return str(error)
+        return ""
 
     async def _on_request(self, subject: str, payload: bytes) -> bytes:
         request = wire.decode(payload, UrlRequest)

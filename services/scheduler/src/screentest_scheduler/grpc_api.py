@@ -19,8 +19,9 @@ from grpc_status import rpc_status
 from screentest import errors, subjects, wire
 from screentest.errors import BadRequest, Exhausted, ScreentestError, Unauthenticated
 from screentest.kit import clock
-from screentest.kit.bus import Bus
+from screentest.kit.bus import STREAMS, Bus
 from screentest.kit.store import Store
+from screentest.kit.version import version
 from screentest.records import ArtifactKind, JobEvent, Progress, SweepEvent, SweepSpec, VitalsBatch, Waiting
 from screentest.v1 import scheduler_pb2, scheduler_pb2_grpc
 from screentest_scheduler import keyframes, watching
@@ -175,6 +176,27 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
+    async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            host = request.host or self._default_host
+            await self._conductor.drain(host, request.device, request.reason.strip() or f"drained by {BY}")
+            device = await self._views.device(host, request.device)
+            return scheduler_pb2.DrainResponse(device=wire.to_wire(device))
+
+        return await _answer(context, call)
+
+    async def GetServers(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            return scheduler_pb2.GetServersResponse(
+                version=version(),
+                streams=[await self._stream(name) for name in STREAMS],
+                depot_url=self._store.url,
+                depot_bucket=self._store.bucket,
+                depot_problem=await self._depot.problem(),
+            )
+
+        return await _answer(context, call)
+
     async def Undrain(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
             await self._conductor.undrain(request.host or self._default_host, request.device, BY)
@@ -229,6 +251,10 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     async def _epoch(self) -> str:
         return (await self._bus.stream_state(subjects.EVENTS_STREAM)).epoch
+
+    async def _stream(self, name: str) -> Any:
+        state = await self._bus.stream_state(name)
+        return scheduler_pb2.StreamView(name=name, messages=state.messages, size_bytes=state.size_bytes)
 
     async def _vitals(self, host: str, last_s: float) -> list[Any]:
         """Found by the broker's clock, cut by the boot clock."""

@@ -1,0 +1,178 @@
+"""What a person does who keeps a stack running: look at all of it, drain, upgrade, undrain, scrape."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import pytest
+
+from screentest.records import JobState
+from screentest_ui import cli
+from screentest_ui.home import Home
+from tests.integration.test_stack import ROOT, SCREENTEST, Stack, environment, processes_of, wait_for
+
+pytestmark = [pytest.mark.timeout(240)]
+
+WORK_S = 0.6
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kept(Stack):
+    """A stack of one quick stub lane; ``settings`` are those of the person who keeps it."""
+
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *arguments: str, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [SCREENTEST, *arguments],
+            cwd=self.folder,
+            env={**environment(self.home), **self.settings},
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def start(self, version: str) -> None:
+        self.settings["SCREENTEST_VERSION"] = version
+        self.ok("up", "--lanes", "stub", "--no-panel", "--metrics")
+
+    def scrape(self, service: str) -> str:
+        targets = json.loads(self.home.metrics_file.read_text())
+        [address] = next(item["targets"] for item in targets if item["labels"]["service"] == service)
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
+            return str(response.read().decode())
+
+    def completed(self, sweep_id: str) -> int:
+        with self.client() as client:
+            return sum(job.state is JobState.COMPLETED for job in client.list_jobs(sweep_id))
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
+    folder = tmp_path_factory.mktemp("kept")
+    lanes = folder / "lanes"
+    lanes.mkdir()
+    text = (ROOT / "deploy" / "lanes" / "stub.toml").read_text()
+    (lanes / "stub.toml").write_text(text.replace("work_s = 2.0", f"work_s = {WORK_S}"))
+    stack = Kept(folder=folder, home=Home(folder / "home"), settings={"SCREENTEST_LANES_DIR": str(lanes)})
+    try:
+        stack.start("1.0")
+        yield stack
+    finally:
+        stack.run("down")
+        assert processes_of(stack.home) == []
+
+
+def test_running_sweep_survives_an_upgrade(stack: Kept) -> None:
+    """Drain, stop all, start all with other code, undrain: every job ends once, and none is lost to the restart."""
+    sweep_id = stack.submit(seeds=range(10))
+    with stack.client() as client:  # on a loaded machine all jobs end before a command of ours has started
+        wait_for(lambda: stack.completed(sweep_id) > 0)
+        client.drain("local", "cpu-0", reason="upgrade to 2.0")
+    told = stack.ok("drain", "cpu-0", "--wait")
+    assert told == "local/cpu-0 takes no further job: upgrade to 2.0\n"
+    before = stack.completed(sweep_id)
+    assert before < 10
+    assert 'version="1.0"' in stack.scrape("scheduler")
+
+    stack.ok("down")
+    stack.start("2.0")
+    assert 'version="2.0"' in stack.scrape("scheduler")
+    assert 'screentest_device_drained{device="cpu-0",host="local"} 1.0' in stack.scrape("scheduler")
+    waiting = stack.ok("status", "--all")
+    assert "GPU drained: upgrade to 2.0" in waiting
+    assert stack.completed(sweep_id) == before
+
+    stack.ok("undrain", "cpu-0")
+    stack.ok("watch", sweep_id)
+    with stack.client() as client:
+        jobs = client.list_jobs(sweep_id)
+    assert [job.state for job in jobs] == [JobState.COMPLETED] * 10
+    assert [len(job.attempts) for job in jobs] == [1] * 10
+
+
+def test_numbers_are_served_by_scheduler_telemetry_and_worker(stack: Kept) -> None:
+    stack.ok("watch", stack.submit(seeds=(101,)))
+    scheduler = stack.scrape("scheduler")
+    assert 'screentest_attempts_total{class="completed",lane="stub"}' in scheduler
+    assert 'screentest_phase_seconds_bucket{lane="stub",le="+Inf",phase="denoising"}' in scheduler
+    assert 'screentest_device_clean{device="cpu-0",host="local",proof=' in stack.scrape("telemetry")
+    assert 'screentest_spool_attempts{device="cpu-0",host="local",lane="stub"} 0.0' in stack.scrape("worker-stub")
+
+
+def test_status_of_everything_names_every_part(stack: Kept) -> None:
+    stack.ok("drain", "cpu-0")
+    sweep_id = stack.submit(seeds=(201, 202))
+    try:
+        out = stack.ok("status", "--all")
+        found = json.loads(stack.ok("status", "--all", "--json"))
+    finally:
+        stack.ok("undrain", "cpu-0")
+    assert "/screentest: answers" in out
+    for stream in ("EVENTS", "JOBS", "VITALS"):
+        assert f"\n{stream}\t" in out
+    assert "\nstub\tlocal/cpu-0\theard\t" in out
+    job_ids = {job["spec"]["job_id"] for job in found["open_jobs"]}
+    assert len(job_ids) == 2
+    assert all(f"\n{job_id}\tstub\t" in out for job_id in job_ids)
+    assert found["servers"]["version"] == stack.settings["SCREENTEST_VERSION"]
+    stack.ok("watch", sweep_id)
+    table = stack.ok("status", sweep_id, "--all")
+    assert all(f"\n{job_id}\tstub\t" in table for job_id in job_ids)
+
+
+def test_unknown_device_is_told_with_those_that_there_are(stack: Kept) -> None:
+    for verb in ("drain", "undrain"):
+        told = stack.run(verb, "gpu-7")
+        assert told.returncode == 1
+        assert told.stderr == "error: there is no device local/gpu-7; there are local/cpu-0\n"
+    told = stack.run("undrain", "cpu-0")
+    assert told.stderr == "error: local/cpu-0 is not drained\n"
+
+
+def test_second_drain_keeps_the_first_reason(stack: Kept) -> None:
+    stack.ok("drain", "cpu-0", "--reason", "the fan is loud")
+    try:
+        assert "the fan is loud" in stack.ok("drain", "cpu-0", "--reason", "another")
+    finally:
+        stack.ok("undrain", "cpu-0")
+
+
+def test_retry_says_which_seed_it_tries_again(stack: Kept) -> None:
+    stack.ok("drain", "cpu-0")
+    sweep_id = stack.submit(seeds=(301,))
+    stack.ok("cancel", sweep_id)
+    stack.ok("undrain", "cpu-0")
+    stack.ok("watch", sweep_id)
+    line = stack.ok("retry", sweep_id, "--failed").strip()
+    assert line.startswith("Stub, seed 301: ")
+    assert "tries" in line
+    stack.ok("watch", sweep_id)
+
+
+def test_depot_that_is_away_is_said(stack: Kept) -> None:
+    running = stack.home.read()
+    assert running is not None
+    depot = running.processes["depot"]
+    subprocess.run(["kill", "-STOP", str(depot.pid)], check=True)
+    try:
+        out = stack.ok("status", "--all")
+    finally:
+        subprocess.run(["kill", "-CONT", str(depot.pid)], check=True)
+    assert "did not answer within" in out or "does not answer" in out
+
+
+@pytest.mark.parametrize("group", ["", "rubric", "lanes", "models"])
+def test_no_line_of_the_help_is_cut_off(
+    group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert cli.run([*filter(None, [group]), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "Commands:" in shown
+    assert "..." not in shown.replace("[ARGS]...", "")
