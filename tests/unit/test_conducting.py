@@ -10,11 +10,12 @@ import pytest
 from screentest.errors import NotPossibleNow
 from screentest_scheduler.conducting import AT_ONCE, Conductor
 from screentest_scheduler.ledger import Ledger
+from tests.made_judgings import STRANGER
 
 
 def conductor() -> Conductor:
     """With a ledger of its own; nothing below talks to a broker or a depot."""
-    return Conductor(None, None, Ledger(), None, (), ack_wait_s=30.0, drain_after_s=60.0)  # type: ignore[arg-type]
+    return Conductor(None, None, Ledger(), None, (), stranger=STRANGER, ack_wait_s=30.0, drain_after_s=60.0)  # type: ignore[arg-type]
 
 
 async def test_job_that_changes_too_fast_leaves_no_other_uncancelled(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,7 +35,9 @@ async def test_job_that_changes_too_fast_leaves_no_other_uncancelled(monkeypatch
     jobs = [SimpleNamespace(spec=SimpleNamespace(job_id=job_id)) for job_id in job_ids]
     monkeypatch.setattr(subject, "cancel", cancel)
     monkeypatch.setattr(subject, "_journal", SimpleNamespace(write_missing_jobs=nothing_is_missing))
+    monkeypatch.setattr(subject, "judging", SimpleNamespace(write=nothing_is_missing))
     monkeypatch.setattr(subject._ledger, "sweep_jobs", lambda sweep_id: jobs)
+    monkeypatch.setattr(subject._ledger, "judge_jobs", lambda sweep_id: [])
     with pytest.raises(NotPossibleNow, match="job-3"):
         await subject.cancel_sweep("stillness-20260508t232959z", "ada")
     assert set(job_ids) - set(cancelled) == {"job-3"}

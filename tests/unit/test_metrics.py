@@ -29,6 +29,7 @@ from screentest_ui import ports
 from screentest_worker import metrics as worker_metrics
 from screentest_worker.spool import UNDELIVERED, Spool
 from tests.contract.examples import VITALS
+from tests.made_judgings import STRANGER
 from tests.made_sweeps import BEGAN_AT
 from tests.unit.test_ledger import busy_stream
 
@@ -58,7 +59,7 @@ async def scheduler_samples(since_s: float = -1.0) -> Samples:
     for message in (*busy_stream().messages, *busy_stream().messages):  # heard twice: by our append and by the tail
         ledger.apply(message)
     places = (("local", "gpu-0"),)
-    conductor = Conductor(None, None, ledger, None, places, ack_wait_s=30.0, drain_after_s=60.0)  # type: ignore[arg-type]
+    conductor = Conductor(None, None, ledger, None, places, stranger=STRANGER, ack_wait_s=30.0, drain_after_s=60.0)  # type: ignore[arg-type]
     metrics.at_scrape(lambda: scheduler_metrics.read(ledger, conductor, ["wan", "idle"]))
     return await scraped(metrics)
 

@@ -14,12 +14,20 @@ DRAIN_AFTER_S = 60.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Candidate:
-    """A job that may be admitted. ``order`` sorts: submitted earlier first, then the sweep's own order."""
+    """A job that may be admitted. ``order`` sorts: submitted earlier first, then the sweep's own order.
+
+    ``behind``: what must be over before it may start, in words; empty = nothing.
+    """
 
     entry: Entry
     priority: int
     is_paused: bool
     order: tuple[int, int]
+    behind: str = ""
+
+    @property
+    def is_held(self) -> bool:
+        return self.is_paused or bool(self.behind)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,11 +58,12 @@ class Slot:
 def choose(slot: Slot, candidates: Iterable[Candidate], lanes_alive: Collection[str]) -> Candidate | None:
     """The next job of a device: priority, then the loaded lane, then order.
 
-    Skips paused sweeps and lanes without a live worker. Ignores the holder: the caller may ask for a successor.
+    Skips paused sweeps, judge jobs before their time and lanes without a live worker. Ignores the holder: the caller
+    may ask for a successor.
     """
     if slot.drained_reason:
         return None
-    ready = (item for item in candidates if not item.is_paused and item.entry.spec.lane_id in lanes_alive)
+    ready = (item for item in candidates if not item.is_held and item.entry.spec.lane_id in lanes_alive)
     return min(ready, key=lambda item: _rank(item, slot), default=None)
 
 
@@ -67,6 +76,8 @@ def waits_for(slot: Slot, candidate: Candidate, lanes_alive: Collection[str], un
         return f"GPU drained: {slot.drained_reason}"
     if lane_id not in lanes_alive:
         return f"no worker for {lane_id}"
+    if candidate.behind:
+        return candidate.behind
     if slot.holder:
         return f"{slot.name} runs {slot.loaded_lane or 'another job'}"
     if unproven:

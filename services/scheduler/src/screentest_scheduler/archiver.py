@@ -21,6 +21,7 @@ from screentest.kit.archive import Archive, ArchiveDamaged, Manifest, Message, m
 from screentest.kit.bus import Bus, Stored, WrongLastSequence
 from screentest.records import (
     JobEvent,
+    JobState,
     RestoreBegun,
     Stamp,
     SweepArchived,
@@ -37,6 +38,8 @@ log = structlog.get_logger()
 
 # After an error of the depot or the broker.
 RETRY_AFTER_S = 5.0
+# A worker that comes only then has its judgements archived as a part of their own.
+JUDGED_WITHIN = timedelta(days=1)
 # A damaged archive stays so until a person looked; meanwhile it is said again.
 LOOK_AGAIN_AFTER_S = 600.0
 
@@ -125,11 +128,12 @@ class Archiver:
                 await self._let_go(sweep, standing)
             case Step.WAIT:
                 if standing.is_archived:
-                    self._archived_at[sweep_id] = sweep.sequence
+                    self._archived_at[sweep_id] = max(sweep.sequence, sweep.judged_sequence)
 
     def _rests(self, sweep: SweepState) -> bool:
         """Whether all of it was archived already and its time has not come: thousands of jobs need no second look."""
-        is_archived = self._archived_at.get(sweep.record.sweep_id) == sweep.sequence
+        newest = max(sweep.sequence, sweep.judged_sequence)
+        is_archived = self._archived_at.get(sweep.record.sweep_id) == newest
         return is_archived and clock.stamp().at - sweep.changed_at < self._kept
 
     def _is_settled(self, sweep: SweepState) -> bool:
@@ -139,7 +143,15 @@ class Archiver:
             has_all
             and self._ledger.is_over(sweep.record.sweep_id)
             and not followups.must_settle(entries, sweep.settled)
+            and not self._is_judged_now(sweep)
         )
+
+    def _is_judged_now(self, sweep: SweepState) -> bool:
+        """Whether judge jobs are due or under way; one for which no worker has come in a day keeps nothing waiting."""
+        still = [entry for entry in map(self._ledger.job, sweep.judge_ids) if not entry.state.is_terminal]
+        if sweep.has_judge_news or any(entry.state is not JobState.QUEUED for entry in still):
+            return True
+        return bool(still) and clock.stamp().at - sweep.changed_at < JUDGED_WITHIN
 
     def _standing(self, sweep: SweepState, manifests: Sequence[Manifest], epoch: str) -> Standing:
         parts = [(manifest.epoch, manifest.last_sequence) for manifest in manifests]
@@ -175,7 +187,7 @@ class Archiver:
     async def _new_events(self, sweep: SweepState, after_sequence: int) -> list[Message]:
         """In stream order: the claim of its request, its own events, its jobs', and those of its devices meanwhile."""
         sweep_id = sweep.record.sweep_id
-        places = followups.devices(self._ledger.sweep_jobs(sweep_id))
+        places = followups.devices((*self._ledger.sweep_jobs(sweep_id), *self._ledger.judge_jobs(sweep_id)))
         filters = [*_own_filters(sweep_id), *(subjects.control(*place) for place in places)]
         messages = [] if after_sequence else await self._claim(sweep)
         has_begun = bool(after_sequence)

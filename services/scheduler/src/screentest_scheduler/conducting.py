@@ -34,12 +34,14 @@ from screentest.records import (
     Process,
     ProofKind,
     Retire,
+    RubricRef,
     Undrained,
 )
 from screentest_scheduler import admission, transitions
 from screentest_scheduler.admission import Candidate, Slot
 from screentest_scheduler.faults import Faults
 from screentest_scheduler.journal import Journal
+from screentest_scheduler.judging import JudgeJobs
 from screentest_scheduler.ledger import Ledger, subject_of
 from screentest_scheduler.planning import is_cpu
 from screentest_scheduler.presence import Presence
@@ -89,6 +91,7 @@ class Conductor:
         journal: Journal,
         devices: tuple[tuple[str, str], ...],
         *,
+        stranger: RubricRef,
         ack_wait_s: float,
         drain_after_s: float,
     ):
@@ -111,6 +114,7 @@ class Conductor:
         self.telemetry = Telemetry(bus)
         self.faults = Faults(ledger, journal, self.wake)
         self.settler = Settler(bus, ledger, journal, self.presence, self.telemetry)
+        self.judging = JudgeJobs(ledger, journal, stranger)
 
     def wake(self) -> None:
         self._changed.set()
@@ -162,6 +166,8 @@ class Conductor:
         entries = (*self._ledger.active_jobs(), *self._ledger.expiring_jobs())
         for some in batched(dict.fromkeys(entry.spec.job_id for entry in entries)):
             await asyncio.gather(*(self._guarded(self._follow_up(job_id, group), job=job_id) for job_id in some))
+        for sweep_id in self.judging.due():
+            await self._guarded(self.judging.write(sweep_id), sweep=sweep_id)
         for sweep in self.settler.due():
             group.create_task(self.settler.settle(sweep))
         for place in self.places():
@@ -231,11 +237,13 @@ class Conductor:
 
     async def _checked(self, ending: Completed) -> Completed | Failed:
         """Completed means that the object exists: the depot has the last word."""
-        found = await self._store.stat(ending.clip.key)
-        if found is not None and found.size_bytes == ending.clip.size_bytes:
+        made = ending.clip or ending.judgement
+        assert made is not None, "transitions completes a job with what it made"
+        found = await self._store.stat(made.key)
+        if found is not None and found.size_bytes == made.size_bytes:
             return ending
-        what = "is not there" if found is None else f"has {found.size_bytes} bytes instead of {ending.clip.size_bytes}"
-        cause = f"the worker reported the clip as uploaded, but {ending.clip.key} {what}"
+        what = "is not there" if found is None else f"has {found.size_bytes} bytes instead of {made.size_bytes}"
+        cause = f"the worker reported the {made.kind.value} as uploaded, but {made.key} {what}"
         return Failed(failure_class=FailureClass.UPLOAD, cause=cause, fix="check the depot, then retry the job")
 
     async def _pursue(self, entry: Entry) -> None:
@@ -467,7 +475,9 @@ class Conductor:
         raise NotPossibleNow(f"job {job_id} changes too fast to cancel it; try again")
 
     async def cancel_sweep(self, sweep_id: str, by: str) -> int:
-        """``cancel`` of all its jobs, also of those that a broken submit has not written yet; for how many it was new.
+        """``cancel`` of all its jobs, also of those that are not written yet, of a broken submit or to judge a clip.
+
+        Returns for how many it was new.
 
         It goes on when its caller has given up: half a sweep would go on computing.
         """
@@ -479,7 +489,9 @@ class Conductor:
     async def _cancel_sweep(self, sweep_id: str, by: str) -> int:
         """Raises the first error after all of them were tried."""
         await self._journal.write_missing_jobs(sweep_id)
-        job_ids = [entry.spec.job_id for entry in self._ledger.sweep_jobs(sweep_id)]
+        await self.judging.write(sweep_id)
+        entries = (*self._ledger.sweep_jobs(sweep_id), *self._ledger.judge_jobs(sweep_id))
+        job_ids = [entry.spec.job_id for entry in entries]
         written, errors = 0, []
         for some in batched(job_ids):
             for result in await asyncio.gather(*(self.cancel(job_id, by) for job_id in some), return_exceptions=True):

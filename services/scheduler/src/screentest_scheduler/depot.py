@@ -11,13 +11,14 @@ from screentest import objects, wire
 from screentest.errors import BadRequest, NotFound, ScreentestError
 from screentest.kit.bus import Bus
 from screentest.kit.store import SignedUrl, Store
-from screentest.records import Artifact, ArtifactKind, UrlReply, UrlRequest
+from screentest.records import Artifact, ArtifactKind, JobSpec, JudgePurpose, UrlReply, UrlRequest
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger
 
 log = structlog.get_logger()
 
 PUTTABLE = frozenset({ArtifactKind.CLIP, ArtifactKind.LOG, ArtifactKind.MANIFEST})
+PUTTABLE_BY_JUDGES = frozenset({ArtifactKind.JUDGEMENT, ArtifactKind.LOG, ArtifactKind.MANIFEST})
 # The depot's own limit for one PUT; the condition and the checksum cover the whole object only then.
 SHA256 = re.compile(r"[0-9a-f]{64}")
 REPORT_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*")
@@ -63,12 +64,12 @@ class Depot:
         spec = entry.spec
         if (spec.sweep_id, spec.lane_id) != (request.sweep_id, request.lane_id):
             raise BadRequest(f"job {request.job_id} is not of sweep {request.sweep_id}, lane {request.lane_id}")
-        if request.kind is ArtifactKind.KEYFRAME:
-            if spec.keyframe is None:
-                raise NotFound(f"job {request.job_id} has no keyframe")
-            return UrlReply(url=self._store.get_url(spec.keyframe.key, public=False).url, key=spec.keyframe.key)
-        if request.kind not in PUTTABLE or not SHA256.fullmatch(request.sha256):
-            raise BadRequest(f"a worker may put clip, log and manifest with their sha256, not {request.kind}")
+        if key := _readable(spec, request):
+            return UrlReply(url=self._store.get_url(key, public=False).url, key=key)
+        puttable = PUTTABLE if spec.judged is None else PUTTABLE_BY_JUDGES
+        if request.kind not in puttable or not SHA256.fullmatch(request.sha256):
+            named = ", ".join(sorted(puttable))
+            raise BadRequest(f"the worker of {spec.lane_id} may put {named} with their sha256, not {request.kind}")
         # Admitted will do: the worker may ask before its Started has come back to us.
         if request.attempt != entry.attempt or not entry.holds_attempt:
             raise BadRequest(f"attempt {request.attempt} of {request.job_id} is not out (now {entry.state.value})")
@@ -80,7 +81,7 @@ class Depot:
         return UrlReply(url=self._store.put_url(key).url, key=key)
 
     async def job_artifact(self, job_id: str, kind: ArtifactKind) -> tuple[Artifact, SignedUrl]:
-        """The newest clip, log or manifest of a job; NotFound when it has none."""
+        """The newest clip, judgement, log or manifest of a job; NotFound when it has none."""
         entry = self._ledger.job(job_id)
         [job] = await self._journal.views([entry])
         found = [
@@ -113,3 +114,25 @@ class Depot:
             content_type=objects.report_content_type(name),
         )
         return artifact, self._store.get_url(key)
+
+
+def _readable(spec: JobSpec, request: UrlRequest) -> str:
+    """Key of what this job's worker may read, empty where it wants to put. NotFound for what the job does not have."""
+    judged = spec.judged
+    match request.kind:
+        case ArtifactKind.KEYFRAME:
+            if spec.keyframe is None:
+                raise NotFound(f"job {request.job_id} has no keyframe")
+            return spec.keyframe.key
+        case ArtifactKind.CLIP if judged is not None:
+            if judged.purpose is JudgePurpose.KEYFRAME:
+                raise NotFound(f"job {request.job_id} judges a keyframe, not a clip")
+            return judged.key
+        case ArtifactKind.RUBRIC if judged is not None:
+            asked = (judged.rubric, judged.other_rubric)
+            found = next((ref.key for ref in asked if ref is not None and ref.sha256 == request.sha256), "")
+            if not found:
+                raise NotFound(f"job {request.job_id} is not about rubric {request.sha256[:12]!r}")
+            return found
+        case _:
+            return ""

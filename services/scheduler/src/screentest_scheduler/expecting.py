@@ -56,6 +56,9 @@ class Expecter:
         return self._cost(entry, transitions.next_rung(entry, first_rung))
 
     def _cost(self, entry: Entry, rung: int) -> Cost:
+        if entry.spec.judged is not None:
+            job_s = self._ledger.judge_times.job_s(entry.spec.lane_id, entry.spec.judged.purpose)
+            return Cost(load_s=0.0, clip_s=job_s)  # as measured, now and then with a load in it
         estimate = self._estimate(entry.spec, rung)
         return UNKNOWN if estimate is None else Cost(load_s=estimate.load_s, clip_s=estimate.clip_s)
 

@@ -53,12 +53,13 @@ def expectations(
 ) -> dict[str, Expectation]:
     """By job id, for one device that is busy for ``busy_s`` more (None = unknown, 0 = free).
 
-    A job of a paused sweep or of a lane without worker keeps nobody waiting, and nobody knows when it begins.
+    A job of a paused sweep, one before its time or of a lane without worker keeps nobody waiting, and nobody knows when
+    it begins.
     """
     found: dict[str, Expectation] = {}
     ready: list[Candidate] = []
     for item in candidates:
-        if item.is_paused or item.entry.spec.lane_id not in lanes_alive:
+        if item.is_held or item.entry.spec.lane_id not in lanes_alive:
             run_s = cost_of(item).run_s(is_loaded=False)
             found[item.entry.spec.job_id] = Expectation(wait_s=None, run_s=run_s)
         else:

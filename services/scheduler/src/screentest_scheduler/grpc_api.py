@@ -22,12 +22,29 @@ from screentest.kit import clock
 from screentest.kit.bus import STREAMS, Bus
 from screentest.kit.store import Store
 from screentest.kit.version import version
-from screentest.records import ArtifactKind, JobEvent, Progress, SweepEvent, SweepSpec, VitalsBatch, Waiting
+from screentest.records import (
+    ArtifactKind,
+    FindingEdited,
+    JobEvent,
+    PairOutcome,
+    PairVoted,
+    Progress,
+    Rated,
+    RubricRef,
+    SweepEvent,
+    SweepSpec,
+    Tick,
+    VitalsBatch,
+    Waiting,
+)
 from screentest.v1 import scheduler_pb2, scheduler_pb2_grpc
 from screentest_scheduler import keyframes, watching
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.depot import Depot
+from screentest_scheduler.judging import Judges
 from screentest_scheduler.ledger import Ledger
+from screentest_scheduler.people import People
+from screentest_scheduler.rubrics import Rubrics
 from screentest_scheduler.submitting import Submitter
 from screentest_scheduler.views import Views
 
@@ -57,6 +74,9 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
         submitter: Submitter,
         views: Views,
         depot: Depot,
+        judges: Judges,
+        rubrics: Rubrics,
+        people: People,
         default_host: str,
         heartbeat_s: float,
     ) -> None:
@@ -67,6 +87,9 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
         self._submitter = submitter
         self._views = views
         self._depot = depot
+        self._judges = judges
+        self._rubrics = rubrics
+        self._people = people
         self._default_host = default_host
         self._heartbeat_s = heartbeat_s
 
@@ -77,14 +100,13 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
             spec = wire.from_wire(request.spec, SweepSpec)
             state, created = await self._submitter.submit(request.request_id, spec)
             self._conductor.wake()
-            sweep = self._views.sweep(state.record.sweep_id, await self._epoch())
-            return scheduler_pb2.SubmitSweepResponse(sweep=wire.to_wire(sweep), created=created)
+            return scheduler_pb2.SubmitSweepResponse(sweep=await self._sweep(state.record.sweep_id), created=created)
 
         return await _answer(context, call)
 
     async def GetSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
-            return wire.to_wire(self._views.sweep(request.sweep_id, await self._epoch()))
+            return await self._sweep(request.sweep_id)
 
         return await _answer(context, call)
 
@@ -115,6 +137,79 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
+    async def PauseSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            await self._people.pause(request.sweep_id, request.paused, BY)
+            self._conductor.wake()
+            return scheduler_pb2.PauseSweepResponse(sweep=await self._sweep(request.sweep_id))
+
+        return await _answer(context, call)
+
+    async def SetPriority(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            await self._people.set_priority(request.sweep_id, request.priority, BY)
+            self._conductor.wake()
+            return scheduler_pb2.SetPriorityResponse(sweep=await self._sweep(request.sweep_id))
+
+        return await _answer(context, call)
+
+    # ---- judging and what people say
+
+    async def JudgeSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            rubrics = [wire.from_wire(item, RubricRef) for item in request.rubrics]
+            costs = await self._judges.ask(
+                request.sweep_id, list(request.judge_lane_ids), rubrics, BY, only_cost=request.estimate_only
+            )
+            self._conductor.wake()
+            return scheduler_pb2.JudgeSweepResponse(
+                sweep=await self._sweep(request.sweep_id), costs=[wire.to_wire(cost) for cost in costs]
+            )
+
+        return await _answer(context, call)
+
+    async def RateClip(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            rated = Rated(
+                job_id=request.job_id,
+                rater=BY,
+                score10=request.score10 if request.HasField("score10") else None,
+                ticks=tuple(wire.from_wire(item, Tick) for item in request.ticks),
+                rubric_sha256=request.rubric_sha256,
+            )
+            await self._people.rate(rated)
+            return scheduler_pb2.RateClipResponse()
+
+        return await _answer(context, call)
+
+    async def VotePair(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            outcome = wire.enum_member(request.outcome, PairOutcome)
+            left, right = request.left_job_id, request.right_job_id
+            await self._people.vote(PairVoted(left_job_id=left, right_job_id=right, outcome=outcome, rater=BY))
+            return scheduler_pb2.VotePairResponse()
+
+        return await _answer(context, call)
+
+    async def EditFinding(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            edited = FindingEdited(row=request.row, text=request.text, by=BY)
+            await self._people.edit_finding(request.sweep_id, edited)
+            return scheduler_pb2.EditFindingResponse()
+
+        return await _answer(context, call)
+
+    async def ListVotes(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            said = await self._people.said(request.sweep_id)
+            return scheduler_pb2.ListVotesResponse(
+                ratings=[wire.to_wire(item) for item in said.ratings],
+                pairs=[wire.to_wire(item) for item in said.pairs],
+                findings=[wire.to_wire(item) for item in said.findings],
+            )
+
+        return await _answer(context, call)
+
     # ---- jobs
 
     async def GetJob(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -125,7 +220,9 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     async def ListJobs(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
-            jobs, token = await self._views.sweep_jobs(request.sweep_id, request.page_size, request.page_token)
+            jobs, token = await self._views.sweep_jobs(
+                request.sweep_id, request.page_size, request.page_token, judging=request.judging
+            )
             items = [wire.to_wire(job) for job in jobs]
             return scheduler_pb2.ListJobsResponse(jobs=items, next_page_token=token)
 
@@ -144,6 +241,9 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
     async def RetryJob(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
             entry = self._ledger.job(request.job_id)
+            if entry.spec.judged is not None:
+                hint = f"`screentest judge {entry.spec.sweep_id}` tries it again"
+                raise errors.NotPossibleNow(f"{request.job_id} judges a clip; {hint}")
             if not entry.state.is_terminal:
                 raise errors.NotPossibleNow(
                     f"job {request.job_id} is {entry.state.value}; only an ended job is retried"
@@ -225,7 +325,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
                 case "sweep_id":
                     artifact, signed = await self._depot.report_file(request.sweep_id, request.name)
                 case _:
-                    raise BadRequest("give a job_id (clip, log, manifest) or a sweep_id (report)")
+                    raise BadRequest("give a job_id (clip, judgement, log, manifest) or a sweep_id (report)")
             response = scheduler_pb2.GetArtifactResponse(artifact=wire.to_wire(artifact), url=signed.url)
             response.expires_at.FromDatetime(signed.expires_at)
             return response
@@ -247,7 +347,18 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
+    async def UploadRubric(self, request: Any, context: Any) -> Any:  # noqa: N802
+        async def call() -> Any:
+            name = request.file_name[-80:] or "rubric"
+            rubric = await self._rubrics.accept(name, request.json, request.prompt, request.prompt_index)
+            return scheduler_pb2.UploadRubricResponse(rubric=wire.to_wire(rubric))
+
+        return await _answer(context, call)
+
     # ---- inner
+
+    async def _sweep(self, sweep_id: str) -> Any:
+        return wire.to_wire(self._views.sweep(sweep_id, await self._epoch()))
 
     async def _epoch(self) -> str:
         return (await self._bus.stream_state(subjects.EVENTS_STREAM)).epoch

@@ -11,7 +11,7 @@ from datetime import datetime
 import structlog
 
 from screentest import folding, subjects, wire
-from screentest.errors import AlreadyExists, ScreentestError, Unavailable
+from screentest.errors import AlreadyExists, NotPossibleNow, ScreentestError, Unavailable
 from screentest.kit import clock
 from screentest.kit.bus import Append, Bus, Stored, WrongLastSequence
 from screentest.records import (
@@ -39,6 +39,9 @@ READ_AT_ONCE = 200
 # The tail is behind by milliseconds; after a reconnect by a few seconds.
 CATCH_UP_TRIES = 100
 CATCH_UP_EVERY_S = 0.1
+# A sweep settles in the very moment in which somebody votes.
+SAY_TRIES = 50
+SAY_PAUSE_S = 0.05
 
 
 class Journal:
@@ -106,17 +109,20 @@ class Journal:
     async def write_missing_jobs(self, sweep_id: str) -> int:
         """Appends Submitted for every job the stream lacks; returns how many. Raises the first error, if any."""
         async with self._writing.setdefault(sweep_id, asyncio.Lock()):
-            return await self._write_missing_jobs(sweep_id)
+            return await self._write_jobs(sweep_id, self._ledger.missing_jobs(sweep_id))
+
+    async def write_judge_jobs(self, sweep_id: str, specs: Sequence[JobSpec]) -> int:
+        """Appends Submitted for each; one that is there already is left as it is. Raises the first error, if any."""
+        async with self._writing.setdefault(sweep_id, asyncio.Lock()):
+            return await self._write_jobs(sweep_id, specs)
 
     def is_writing(self, sweep_id: str) -> bool:
         lock = self._writing.get(sweep_id)
         return lock is not None and lock.locked()
 
-    async def _write_missing_jobs(self, sweep_id: str) -> int:
+    async def _write_jobs(self, sweep_id: str, specs: Sequence[JobSpec]) -> int:
         started_ns = clock.boottime_ns()
-        events = [
-            self._event(spec, 0, JobState.QUEUED, Submitted(spec=spec)) for spec in self._ledger.missing_jobs(sweep_id)
-        ]
+        events = [self._event(spec, 0, JobState.QUEUED, Submitted(spec=spec)) for spec in specs]
         appends = [
             Append(
                 subject=subject_of(event.body.spec),
@@ -168,6 +174,23 @@ class Journal:
         sequence = await self._append(subject, wire.encode(event), sweep.sequence, event.event_id)
         self._ledger.apply_sweep(event, sequence)
         log.info(f"sweep_{_snake(type(body).__name__)}", sweep=sweep_id)
+
+    async def say(self, sweep_id: str, body: object) -> None:
+        """`append_sweep` of what holds whatever else is said meanwhile. NotPossibleNow after many tries."""
+        for _ in range(SAY_TRIES):
+            try:
+                await self.append_sweep(self._ledger.sweep(sweep_id), body)
+            except WrongLastSequence:
+                await asyncio.sleep(SAY_PAUSE_S)  # somebody wrote first; the tail brings it
+                continue
+            return
+        raise NotPossibleNow(f"sweep {sweep_id} changes too fast; try again")
+
+    async def sweep_history(self, sweep_id: str) -> list[SweepEvent]:
+        """Every event of the sweep itself, in order."""
+        filters = [subjects.sweep_events(sweep_id)]
+        async with contextlib.aclosing(self._bus.read(subjects.EVENTS_STREAM, filters)) as history:
+            return [wire.decode(stored.payload, SweepEvent) async for stored in history]
 
     async def append_control(self, host: str, device: str, body: Drained | Undrained) -> None:
         state = self._ledger.device(host, device)

@@ -19,8 +19,12 @@ from screentest.records import (
     JobEvent,
     JobSpec,
     JobState,
+    JudgePurpose,
+    JudgingRequested,
     Outcome,
+    PairVoted,
     PrioritySet,
+    Rated,
     RestoreBegun,
     RetryRequested,
     Stamp,
@@ -34,18 +38,23 @@ from screentest.records import (
     SweepSubmitted,
     Undrained,
 )
-from screentest_scheduler import planning, transitions
+from screentest_scheduler import followups, planning, transitions
 from screentest_scheduler.admission import Candidate
+from screentest_scheduler.followups import Judging
+from screentest_scheduler.judge_costs import JudgeTimes
 from screentest_scheduler.lessons import Lessons
 from screentest_scheduler.transitions import Entry
 
 
 @dataclass(slots=True)
 class SweepState:
-    """One sweep. ``sequence`` is the last of its own subject. ``expected`` are all jobs it must have, by id.
+    """One sweep. ``sequence`` is the last of its own subject. ``expected`` are all jobs that make its clips, by id.
 
-    ``changed_at``: when its own subject changed last; a settlement follows every end of a job. ``restored`` and
-    ``restored_sequence``: when it was written back from its archive, the event that says so.
+    ``changed_at``: when its own subject or a judge job changed last; a settlement follows every end of another job.
+    ``restored`` and ``restored_sequence``: when it was written back from its archive, the event that says so.
+    ``judgings``: every wish to have it judged, oldest first. ``judge_ids``: its judge jobs, ``judged_sequence``: of
+    their newest event. ``unjudged``: completed jobs whose judge jobs may not be written yet; ``has_judge_news``:
+    whether any may follow from what has happened since somebody looked.
     """
 
     record: SweepRecord
@@ -58,6 +67,18 @@ class SweepState:
     restored: SweepRestored | None = None
     restored_sequence: int = 0
     job_ids: list[str] = field(default_factory=list)
+    judgings: list[Judging] = field(default_factory=list)
+    judge_ids: list[str] = field(default_factory=list)
+    judged_sequence: int = 0
+    unjudged: dict[str, None] = field(default_factory=dict)
+    has_judge_news: bool = True
+    open_keyframes: dict[str, str] = field(default_factory=dict)  # the judge by judge job
+    open_clips: dict[str, int] = field(default_factory=dict)  # how many are left, by judge
+
+    @property
+    def is_settled(self) -> bool:
+        """The last settlement knows all of its jobs."""
+        return self.settled is not None and self.settled.jobs == len(self.expected)
 
     @property
     def order(self) -> int:
@@ -94,6 +115,7 @@ class Ledger:
     ) -> None:
         """``attempt_ended`` hears of the end of every attempt once, also while old events are read again."""
         self.lessons = lessons or Lessons()
+        self.judge_times = JudgeTimes()
         self._attempt_ended = attempt_ended
         self.sweeps: dict[str, SweepState] = {}
         self.jobs: dict[str, Entry] = {}
@@ -152,14 +174,22 @@ class Ledger:
         return [self.jobs[job_id] for job_id in self._expiring]
 
     def sweep_jobs(self, sweep_id: str) -> list[Entry]:
-        """In the sweep's order, retries behind the cells they retry."""
-        entries = [self.jobs[job_id] for job_id in self.sweep(sweep_id).job_ids]
+        """Those that make its clips, in the sweep's order, retries behind the cells they retry."""
+        return self._in_order(self.sweep(sweep_id).job_ids)
+
+    def judge_jobs(self, sweep_id: str) -> list[Entry]:
+        """Those that judge its clips, in the order in which a judge takes them."""
+        return self._in_order(self.sweep(sweep_id).judge_ids)
+
+    def _in_order(self, job_ids: list[str]) -> list[Entry]:
+        entries = [self.jobs[job_id] for job_id in job_ids]
         return sorted(entries, key=lambda entry: (entry.spec.ordinal, entry.spec.retry_index))
 
     def last_sequence(self, sweep_id: str) -> int:
         """Of the newest event of the sweep and all its jobs."""
         sweep = self.sweep(sweep_id)
-        return max(sweep.sequence, *(self.jobs[job_id].sequence for job_id in sweep.job_ids), 0)
+        made = (self.jobs[job_id].sequence for job_id in sweep.job_ids)
+        return max(sweep.sequence, sweep.judged_sequence, *made, 0)
 
     def is_taken(self, sweep_id: str) -> bool:
         """Whether a sweep has this id, in the stream or in the archive."""
@@ -180,8 +210,18 @@ class Ledger:
 
     def candidate(self, entry: Entry) -> Candidate:
         sweep = self.sweeps[entry.spec.sweep_id]
-        order = (sweep.order, entry.spec.ordinal)
-        return Candidate(entry=entry, priority=sweep.priority, is_paused=sweep.is_paused, order=order)
+        return Candidate(
+            entry=entry,
+            priority=sweep.priority,
+            is_paused=sweep.is_paused,
+            order=(sweep.order, entry.spec.ordinal),
+            behind=followups.behind(
+                entry.spec,
+                is_settled=sweep.is_settled,
+                is_prioritised=sweep.priority > 0,
+                open_keyframes=sweep.open_keyframes.values(),
+            ),
+        )
 
     def missing_jobs(self, sweep_id: str) -> list[JobSpec]:
         """Jobs that the sweep's record promises and the stream does not have yet."""
@@ -244,12 +284,29 @@ class Ledger:
         self.jobs[event.job_id] = changed
         if changed is not entry and isinstance(event.body, AttemptEnded):
             self.lessons.learn(changed.spec, changed.rung, event.body.outcome, shared_gpu=changed.shared_gpu)
+            self.judge_times.learn(entry, event.body.outcome, event.stamp)
             self._attempt_ended(changed.spec, event.body.outcome, event.stamp)
+        if changed is not entry:
+            self._tell_judging(changed, event.stamp)
         if changed.state.is_terminal:
             for index in (self._open, self._active, self._expiring):
                 index.pop(event.job_id, None)
         elif changed.state is not JobState.QUEUED or changed.cancel_by:
             self._active[event.job_id] = None
+
+    def _tell_judging(self, entry: Entry, stamp: Stamp) -> None:
+        """A clip is there to be judged, or a judgement has come."""
+        sweep = self.sweeps[entry.spec.sweep_id]
+        if entry.spec.judged is not None:
+            sweep.judged_sequence, sweep.changed_at = entry.sequence, stamp.at
+            if entry.state.is_terminal:
+                sweep.open_keyframes.pop(entry.spec.job_id, None)
+                if entry.spec.judged.purpose is JudgePurpose.CLIP:
+                    sweep.open_clips[entry.spec.lane_id] -= 1
+                sweep.has_judge_news = True
+        elif entry.state is JobState.COMPLETED:
+            sweep.unjudged[entry.spec.job_id] = None
+            sweep.has_judge_news = True
 
     def apply_sweep(self, event: SweepEvent, sequence: int) -> None:
         if isinstance(event.body, SweepSubmitted):
@@ -266,14 +323,18 @@ class Ledger:
             case RetryRequested(spec=spec):
                 sweep.expected[spec.job_id] = spec
             case SweepSettled():
-                sweep.settled = event.body
+                sweep.settled, sweep.has_judge_news = event.body, True
             case SweepPaused(paused=paused):
                 sweep.is_paused = paused
             case PrioritySet(priority=priority):
                 sweep.priority = priority
             case SweepRestored():
                 sweep.restored, sweep.restored_sequence = event.body, sequence
-            case FindingEdited() | RestoreBegun():
+            case JudgingRequested(judges=judges, rubrics=rubrics):
+                sweep.judgings.append(Judging(judges=judges, rubrics=rubrics, sequence=sequence))
+                completed = (job_id for job_id in sweep.job_ids if self.jobs[job_id].state is JobState.COMPLETED)
+                sweep.unjudged, sweep.has_judge_news = dict.fromkeys(completed), True
+            case FindingEdited() | Rated() | PairVoted() | RestoreBegun():
                 pass  # the reporter's business; and a second beginning changes nothing
 
     def apply_control(self, event: ControlEvent, sequence: int) -> None:
@@ -301,6 +362,7 @@ class Ledger:
             is_paused=record.spec.paused,
             priority=record.spec.priority,
             changed_at=changed_at,
+            judgings=[Judging(judges=record.judges, rubrics=record.rubrics, sequence=sequence)],
         )
 
     def _let_go(self, sweep_id: str, body: SweepArchived, sequence: int) -> None:
@@ -310,7 +372,7 @@ class Ledger:
             return
         self.archived[sweep_id] = ArchivedSweep(body=body, sequence=sequence, must_purge=sweep is not None)
         self.sweeps.pop(sweep_id, None)
-        for job_id in sweep.job_ids if sweep else ():
+        for job_id in (*sweep.job_ids, *sweep.judge_ids) if sweep else ():
             for index in (self.jobs, self._open, self._active, self._expiring):
                 index.pop(job_id, None)
 
@@ -325,7 +387,18 @@ class Ledger:
         self._open[event.job_id] = None
         if spec.expires_at is not None:
             self._expiring[event.job_id] = None
-        sweep.job_ids.append(event.job_id)
+        if spec.judged is None:
+            sweep.job_ids.append(event.job_id)
+            return
+        sweep.judge_ids.append(event.job_id)
+        sweep.judged_sequence, sweep.changed_at = sequence, event.stamp.at
+        match spec.judged.purpose:
+            case JudgePurpose.KEYFRAME:
+                sweep.open_keyframes[event.job_id] = spec.lane_id
+            case JudgePurpose.CLIP:
+                sweep.open_clips[spec.lane_id] = sweep.open_clips.get(spec.lane_id, 0) + 1
+            case JudgePurpose.CONTROLS:
+                pass
 
 
 def subject_of(spec: JobSpec) -> str:

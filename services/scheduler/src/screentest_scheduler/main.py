@@ -9,6 +9,7 @@ import structlog
 
 from screentest import lanes
 from screentest.addresses import is_loopback
+from screentest.judges import JudgeLane, load_judges
 from screentest.kit import clock, health, lifecycle, logging
 from screentest.kit.archive import Archive
 from screentest.kit.bus import Bus
@@ -22,8 +23,11 @@ from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.depot import Depot
 from screentest_scheduler.grpc_api import SchedulerApi, Server
 from screentest_scheduler.journal import Journal
+from screentest_scheduler.judging import Judges
 from screentest_scheduler.ledger import Ledger
 from screentest_scheduler.lessons import Lessons
+from screentest_scheduler.people import People
+from screentest_scheduler.rubrics import Rubrics
 from screentest_scheduler.settings import SchedulerSettings
 from screentest_scheduler.submitting import Submitter
 from screentest_scheduler.views import Views
@@ -38,7 +42,7 @@ def main() -> None:
 async def serve(stopping: asyncio.Event) -> None:
     settings, depot_settings = SchedulerSettings(), DepotSettings()
     logging.configure("scheduler", log_format=settings.log_format, level=settings.log_level)
-    catalogue = lanes.load_lanes(settings.lanes_dir)
+    catalogue, judges = lanes.load_lanes(settings.lanes_dir), load_judges(settings.judge_files)
     bus = await Bus.connect(
         settings.nats_url, name="scheduler", user=settings.nats_user, password=settings.nats_password()
     )
@@ -46,13 +50,18 @@ async def serve(stopping: asyncio.Event) -> None:
         await bus.ensure_streams()
         store = _store(depot_settings)
         await store.ensure_bucket()
-        await _serve(stopping, settings, catalogue, bus, store)
+        await _serve(stopping, settings, catalogue, judges, bus, store)
     finally:
         await bus.close()
 
 
 async def _serve(
-    stopping: asyncio.Event, settings: SchedulerSettings, catalogue: dict[str, lanes.Lane], bus: Bus, store: Store
+    stopping: asyncio.Event,
+    settings: SchedulerSettings,
+    catalogue: dict[str, lanes.Lane],
+    judge_lanes: dict[str, JudgeLane],
+    bus: Bus,
+    store: Store,
 ) -> None:
     places = settings.places()
     numbers = Metrics()
@@ -60,16 +69,18 @@ async def _serve(
     ledger = Ledger(Lessons(catalogue, load_measured(settings.measured_dir)), attempt_ended=attempts.ended)
     journal = Journal(bus, ledger)
     await journal.replay()
+    rubrics = Rubrics(store)
     conductor = Conductor(
         bus,
         store,
         ledger,
         journal,
         places,
+        stranger=await rubrics.stranger(),
         ack_wait_s=settings.ack_wait_s,
         drain_after_s=settings.drain_after_s,
     )
-    await conductor.make_consumers(catalogue)
+    await conductor.make_consumers((*catalogue, *judge_lanes))
     await conductor.presence.listen(bus)
     await conductor.faults.listen(bus)
     archiver = Archiver(
@@ -83,14 +94,29 @@ async def _serve(
     )
     depot = Depot(store, ledger, journal)
     await depot.listen(bus)
+    judges = Judges(
+        ledger,
+        journal,
+        conductor.judging,
+        rubrics,
+        conductor.presence,
+        judge_lanes,
+        conductor.places,
+        conductor.cancel,
+    )
     api = SchedulerApi(
         bus=bus,
         store=store,
         ledger=ledger,
         conductor=conductor,
-        submitter=Submitter(bus, ledger, journal, conductor.presence, store, catalogue, places[0], conductor.telemetry),
-        views=Views(ledger, journal, conductor, catalogue, places[0]),
+        submitter=Submitter(
+            bus, ledger, journal, conductor.presence, store, catalogue, judges, places[0], conductor.telemetry
+        ),
+        views=Views(ledger, journal, conductor, catalogue, judge_lanes, places[0]),
         depot=depot,
+        judges=judges,
+        rubrics=rubrics,
+        people=People(ledger, journal, rubrics),
         default_host=settings.host,
         heartbeat_s=settings.heartbeat_s,
     )

@@ -37,6 +37,8 @@ MAX_JOBS = 20_000
 MAX_SIZE_PX = 8192
 MAX_STEPS = 1000
 MAX_MEMORY_GIB = 1024
+# 0 is what everybody gets; a hundred steps both ways are more than anybody can tell apart.
+MAX_PRIORITY = 100
 # An attempt that takes three times what was expected is stuck; one of seconds may meet a slow disk.
 PATIENCE = 3.0
 SHORTEST_ATTEMPT_S = 600.0
@@ -398,6 +400,8 @@ def _violations(spec: SweepSpec, catalogue: Mapping[str, lanes.Lane]) -> Iterabl
     if spec.memory_cap_gib is not None and not 0 < spec.memory_cap_gib <= MAX_MEMORY_GIB:
         cap = f"memory_cap_gib {spec.memory_cap_gib:g} is not above 0 and at most {MAX_MEMORY_GIB:g}"
         yield wrong("memory_cap_gib", f"{cap}; leave it out for the whole card")
+    if not -MAX_PRIORITY <= spec.priority <= MAX_PRIORITY:
+        yield wrong("priority", f"priority {spec.priority} is not between -{MAX_PRIORITY} and {MAX_PRIORITY}")
     if len(spec.prompts) * len(spec.lane_ids) * len(spec.seeds) > MAX_JOBS:
         yield wrong("seeds", f"more than {MAX_JOBS} jobs in one sweep; submit several sweeps")
     yield from _range_violations(spec.requested)

@@ -18,6 +18,7 @@ class SchedulerSettings(ServiceSettings):
     bound.
     ``grpc_reflection``: whether the server describes itself to grpcurl and the like; never beyond loopback.
 
+    ``judges_dir``: of judge files; unset = the folder ``judges`` beside the lanes, where no folder holds no judge.
     ``drain_after_s``: how long a device may stay not proven clean before nothing starts there without a person.
     ``archive_after_s``: rest before a settled sweep, or a later vote or retry, is archived; the last vitals come along.
     ``archive_kept_s``: how long an archived sweep stays in EVENTS after its last event; then its verified archive in
@@ -31,6 +32,7 @@ class SchedulerSettings(ServiceSettings):
     grpc_tls_key_file: Path | None = None
     grpc_reflection: bool = True
     lanes_dir: Path = Path("deploy/lanes")
+    judges_dir: Path | None = None
     devices: str = "cpu-0"
     ack_wait_s: float = 30.0
     heartbeat_s: float = 10.0
@@ -50,6 +52,10 @@ class SchedulerSettings(ServiceSettings):
     def measured_dir(self) -> Path:
         """What clips took on GPUs lies beside the lanes; a folder that is not there holds nothing."""
         return self.lanes_dir.parent / "measured"
+
+    @property
+    def judge_files(self) -> Path:
+        return self.judges_dir or self.lanes_dir.parent / "judges"
 
     def places(self) -> tuple[tuple[str, str], ...]:
         return tuple((self.host, device.strip()) for device in self.devices.split(","))

@@ -43,7 +43,7 @@ class Settler:
         sweep_id = sweep.record.sweep_id
         if sweep_id in self._settling or len(sweep.job_ids) != len(sweep.expected):
             return False
-        if sweep.settled is not None and sweep.settled.jobs == len(sweep.expected):
+        if sweep.is_settled:
             return False
         return followups.must_settle(self._ledger.sweep_jobs(sweep_id), sweep.settled)
 

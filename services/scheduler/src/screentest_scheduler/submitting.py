@@ -26,8 +26,9 @@ from screentest.records import (
     SweepSpec,
     Verdict,
 )
-from screentest_scheduler import planning
+from screentest_scheduler import planning, rubrics
 from screentest_scheduler.journal import Journal, new_sweep_id
+from screentest_scheduler.judging import Judges
 from screentest_scheduler.ledger import Ledger, SweepState
 from screentest_scheduler.planning import Placement, Plan
 from screentest_scheduler.presence import Place, Presence
@@ -53,6 +54,7 @@ class Submitter:
         presence: Presence,
         store: Store,
         catalogue: Mapping[str, lanes.Lane],
+        judges: Judges,
         default_place: Place,
         telemetry: Telemetry,
     ) -> None:
@@ -62,6 +64,7 @@ class Submitter:
         self._presence = presence
         self._store = store
         self._catalogue = catalogue
+        self._judges = judges
         self._default_place = default_place
         self._telemetry = telemetry
         self._pen = asyncio.Lock()
@@ -71,6 +74,8 @@ class Submitter:
         planning.check(spec, self._catalogue)
         await self._check_keyframe(spec)
         planned = planning.plan(spec, self._catalogue, await self._placements(spec.lane_ids), self._ledger.lessons)
+        await self._judges.check(spec, planned.lanes)
+        planned = _with_words(planned, rubrics.why_not(spec.prompts, spec.rubrics))
         replies = await asyncio.gather(*(self._ask(job) for job in _first_jobs(spec, planned)))
         answers = {lane.lane_id: reply for lane, reply in zip(planned.lanes, replies, strict=True)}
         return _with_answers(planned, answers)
@@ -90,6 +95,8 @@ class Submitter:
             return self._own(known, request_id), False
         planned = await self.preflight(spec)
         planning.require_runnable(planned, spec)
+        judges = await self._judges.check(spec, planned.lanes)
+        drafted = await self._judges.rubrics(spec)
         async with self._pen:  # of two equal requests the second must find the first one's record
             now = datetime.now(UTC)
             sweep_id, is_new = await self._journal.claim(request_id, content_sha256, new_sweep_id(spec.title, now))
@@ -103,6 +110,8 @@ class Submitter:
                 spec=spec,
                 lanes=planned.lanes,
                 skipped=planned.skipped,
+                judges=judges,
+                rubrics=drafted,
             )
             return await self._journal.write_sweep(record), is_new
 
@@ -223,6 +232,17 @@ def _with_answers(planned: Plan, answers: Mapping[str, CommandReply | None]) -> 
         ),
         verdicts=verdicts,
     )
+
+
+def _with_words(planned: Plan, words: Sequence[str]) -> Plan:
+    """The plan with what holds for the whole sweep said of every lane that takes part."""
+    if not words:
+        return planned
+    said = tuple(
+        verdict if verdict.plan is None else replace(verdict, detail="; ".join(filter(None, (verdict.detail, *words))))
+        for verdict in planned.verdicts
+    )
+    return replace(planned, verdicts=said)
 
 
 def _answered(lane: LanePlan, answer: CommandReply | None) -> LanePlan:

@@ -13,6 +13,7 @@ from typing import assert_never
 from screentest.records import (
     Admitted,
     Alive,
+    Artifact,
     ArtifactKind,
     AttemptEnded,
     Cancelled,
@@ -52,7 +53,8 @@ class Entry:
 
     ``sequence`` is the last of the job's subject: what the next append must expect. ``outcome`` is kept only while
     the attempt has ended and nothing has followed yet. ``began``: when the current attempt Started, None before that;
-    ``is_warm``: on a loaded runner; ``shared_gpu``: it found processes of strangers on the device.
+    ``is_warm``: on a loaded runner; ``shared_gpu``: it found processes of strangers on the device. ``clip``: of a
+    completed job, with the probe's ``flags``. ``presence``: of a judgement, see JudgementFacts.
     """
 
     spec: JobSpec
@@ -69,6 +71,9 @@ class Entry:
     infrastructure_losses: int = 0
     unstarted_losses: int = 0
     cancel_by: str = ""
+    clip: Artifact | None = None
+    flags: tuple[str, ...] = ()
+    presence: float | None = None
 
     @property
     def holds_attempt(self) -> bool:
@@ -107,13 +112,18 @@ def apply(entry: Entry, event: JobEvent, sequence: int) -> Entry:
             return replace(entry, cancel_by=by)
         case AttemptEnded(outcome=outcome):
             return _ended(entry, outcome)
-        case Completed() | Failed() | Refused() | Cancelled():
+        case Completed(clip=clip):
+            return replace(entry, outcome=None, clip=clip)
+        case Failed() | Refused() | Cancelled():
             return replace(entry, outcome=None)
         case _:
             assert_never(event.body)
 
 
 def _ended(entry: Entry, outcome: Outcome) -> Entry:
+    flags = outcome.clip.flags if outcome.clip else ()
+    presence = outcome.judgement.presence if outcome.judgement else None
+    entry = replace(entry, flags=flags, presence=presence)
     if not outcome.infrastructure:
         return replace(entry, outcome=outcome)
     if entry.began is None:
@@ -134,7 +144,7 @@ def terminal(entry: Entry) -> Terminal | None:
         return None
     match outcome.failure_class:
         case None:
-            return _completed(outcome)
+            return _completed(entry.spec, outcome)
         case FailureClass.CANCELLED:
             return Cancelled(by=entry.cancel_by or "the worker")
         case FailureClass.PREFLIGHT_REFUSED:
@@ -227,11 +237,13 @@ def elapsed_s(since: Stamp, now: Stamp) -> float:
     return (now.at - since.at).total_seconds()
 
 
-def _completed(outcome: Outcome) -> Completed | Failed:
-    clip = outcome.artifact(ArtifactKind.CLIP)
-    if clip is None:
-        return Failed(failure_class=FailureClass.UNCLASSIFIED, cause="the worker reported success without a clip")
-    return Completed(clip=clip)
+def _completed(spec: JobSpec, outcome: Outcome) -> Completed | Failed:
+    kind = ArtifactKind.CLIP if spec.judged is None else ArtifactKind.JUDGEMENT
+    made = outcome.artifact(kind)
+    if made is None:
+        cause = f"the worker reported success without a {kind.value}"
+        return Failed(failure_class=FailureClass.UNCLASSIFIED, cause=cause)
+    return Completed(clip=made) if kind is ArtifactKind.CLIP else Completed(judgement=made)
 
 
 def _lost_for_good(entry: Entry, outcome: Outcome) -> Failed | None:

@@ -8,7 +8,9 @@ from dataclasses import replace
 
 from screentest import lanes
 from screentest.errors import BadRequest, NotFound
+from screentest.judges import JudgeLane
 from screentest.records import DeviceView, Job, JobState, LaneView, Sweep, Task
+from screentest_scheduler import judge_planning
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.expecting import Expecter
 from screentest_scheduler.forecast import Expectation
@@ -29,6 +31,7 @@ class Views:
         journal: Journal,
         conductor: Conductor,
         catalogue: Mapping[str, lanes.Lane],
+        judges: Mapping[str, JudgeLane],
         default_place: tuple[str, str],
     ) -> None:
         self._ledger = ledger
@@ -36,6 +39,7 @@ class Views:
         self._conductor = conductor
         self._expecter = Expecter(ledger, conductor)
         self._catalogue = catalogue
+        self._judges = judges
         self._default_place = default_place
 
     def sweep(self, sweep_id: str, epoch: str) -> Sweep:
@@ -48,13 +52,16 @@ class Views:
             )
         state = self._ledger.sweep(sweep_id)
         over = self._ledger.is_over(sweep_id)
-        settled = state.settled if over and state.settled and state.settled.jobs == len(state.expected) else None
+        settled = state.settled if over and state.is_settled else None
         return Sweep(
             record=state.record,
             counts=self._ledger.counts(sweep_id),
             over=over,
             settled=settled,
             cursor=cursor,
+            scoring=self._conductor.judging.scoring(state),
+            paused=state.is_paused,
+            priority=state.priority,
         )
 
     def sweeps(self, epoch: str, page_size: int, token: str) -> tuple[list[Sweep], str]:
@@ -76,13 +83,18 @@ class Views:
         expected = self._expecter.expectations() if open_jobs else {}
         return [self._live(job, expected.get(job.spec.job_id, UNEXPECTED)) for job in found]
 
-    async def sweep_jobs(self, sweep_id: str, page_size: int, token: str) -> tuple[list[Job], str]:
-        entries = {entry.spec.job_id: entry for entry in self._ledger.sweep_jobs(sweep_id)}
+    async def sweep_jobs(
+        self, sweep_id: str, page_size: int, token: str, *, judging: bool = False
+    ) -> tuple[list[Job], str]:
+        """``judging``: its judge jobs instead of those that make its clips."""
+        found = self._ledger.judge_jobs(sweep_id) if judging else self._ledger.sweep_jobs(sweep_id)
+        entries = {entry.spec.job_id: entry for entry in found}
         page, next_token = page_of(list(entries), page_size, token)
         return await self.jobs([entries[job_id] for job_id in page]), next_token
 
     def lane_views(self) -> list[LaneView]:
-        return [self._lane(lane) for lane in self._catalogue.values()]
+        lanes = [self._lane(lane) for lane in self._catalogue.values()]
+        return lanes + [self._judge(judge) for judge in self._judges.values()]
 
     async def devices(self) -> list[DeviceView]:
         return list(await asyncio.gather(*(self.device(*place) for place in self._conductor.places())))
@@ -120,8 +132,17 @@ class Views:
         )
 
     def _lane(self, lane: lanes.Lane) -> LaneView:
+        return self._view(lane, lanes.lane_digest(lane), self._default_place)
+
+    def _judge(self, judge: JudgeLane) -> LaneView:
+        host, device = self._default_place
+        beside = device if judge.device == "gpu" else judge_planning.CPU
+        return replace(self._view(judge, judge.digest, (host, beside)), tier=judge.tier)
+
+    def _view(self, lane: lanes.Lane | JudgeLane, digest: str, place: tuple[str, str]) -> LaneView:
+        """``place``: where it would work while no worker says where it does."""
         presence = self._conductor.presence
-        host, device = presence.place_of(lane.id) or self._default_place
+        host, device = presence.place_of(lane.id) or place
         alive = presence.worker(host, device, lane.id)
         waiting = (entry for entry in self._ledger.open_jobs() if entry.may_be_admitted)
         model = lane.model
@@ -130,7 +151,7 @@ class Views:
             lane_title=lane.title,
             task=Task(lane.task),
             env=lane.env,
-            lane_digest=lanes.lane_digest(lane),
+            lane_digest=digest,
             repo=model.repo if model else "",
             licence=(model.licence or "unknown") if model else "none needed",
             gated=model.gated if model else False,
