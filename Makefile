@@ -70,7 +70,7 @@ histories: bootstrap ## Play SEEDS histories of the pure rules (100,000; make te
 	HISTORIES=$(SEEDS) $(BIN)/pytest -q --timeout=0 tests/contract/test_histories.py $(ARGS)
 
 .PHONY: check
-check: bootstrap ## Lint, formatting, types, boundaries between packages, generated code.
+check: bootstrap ## Lint, formatting, types, boundaries between packages, generated code, breaking changes.
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy $(TYPED)
@@ -80,10 +80,15 @@ check: bootstrap ## Lint, formatting, types, boundaries between packages, genera
 		&& diff -r --exclude=__pycache__ --exclude=__init__.py "$$fresh/screentest/v1" proto/src/screentest/v1 \
 		&& echo "generated code is current" \
 		|| { echo "proto/src/screentest/v1 is not what proto/screentest/v1 says; run 'make proto'"; exit 1; }
+	$(BIN)/python proto/breaking.py
 
 .PHONY: proto
 proto: bootstrap ## Generate the contract's code again.
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python proto/generate.py
+
+.PHONY: proto-release
+proto-release: bootstrap ## Make the contract of today the one that later changes must not break.
+	$(BIN)/python proto/breaking.py --release
 
 .PHONY: bench
 bench: install ## Measure what the design promises.
