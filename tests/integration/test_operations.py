@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import subprocess
+import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,7 +14,8 @@ import pytest
 
 from screentest.records import JobState
 from screentest_ui import cli
-from screentest_ui.home import Home
+from screentest_ui.cli_sweeps import past_events
+from screentest_ui.home import Home, client_environment
 from tests.integration.test_stack import ROOT, SCREENTEST, Stack, environment, processes_of, wait_for
 
 pytestmark = [pytest.mark.timeout(240)]
@@ -153,6 +156,41 @@ def test_retry_says_which_seed_it_tries_again(stack: Kept) -> None:
     assert line.startswith("Stub, seed 301: ")
     assert "tries" in line
     stack.ok("watch", sweep_id)
+
+
+def example(stack: Kept, name: str, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "proto" / "examples" / f"{name}.py"), *arguments],
+        cwd=stack.folder,
+        env={**environment(stack.home), **client_environment(stack.home, {})},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_examples_of_the_client_do_what_they_say(stack: Kept) -> None:
+    submitted = example(stack, "submit_and_watch", "my-first", "a disc moves", "stub")
+    sweep_id = submitted.split()[0]
+    assert submitted.startswith(f"{sweep_id} is new\n")
+    assert submitted.endswith("settled: 2 of 2 jobs have a clip\n")
+
+    first = example(stack, "resume_watch", sweep_id, "cursor.txt", "5").split()
+    rest = example(stack, "resume_watch", sweep_id, "cursor.txt").split()
+    with stack.client() as client:
+        told = past_events(client, sweep_id)
+        assert [*first, *rest] == [type(event.body).__name__ for event in told]
+        clips = {job.spec.seed: job.clip for job in client.list_jobs(sweep_id)}
+
+    fetched = example(stack, "fetch_clips", sweep_id, "clips")
+    assert fetched.count(" bytes") == 2
+    for seed, clip in clips.items():
+        assert clip is not None
+        content = (stack.folder / "clips" / f"stub-{seed}.mp4").read_bytes()
+        assert hashlib.sha256(content).hexdigest() == clip.sha256
 
 
 def test_depot_that_is_away_is_said(stack: Kept) -> None:

@@ -9,8 +9,9 @@ with Client.connect("127.0.0.1:50051", token="...") as client:
 from __future__ import annotations
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,6 +21,7 @@ import grpc
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from screentest import artifacts
 from screentest.addresses import is_loopback
 from screentest.errors import BadRequest, FieldViolation, ScreentestError, Unavailable, from_grpc_code
 from screentest.records import (
@@ -215,6 +217,16 @@ class Client:
             return cls(grpc.insecure_channel(address, options=options), address, token)
         credentials = grpc.ssl_channel_credentials(root_certificates=_ca_bytes(ca))
         return cls(grpc.secure_channel(address, credentials, options=options), address, token)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] = os.environ) -> Client:
+        """By SCREENTEST_GRPC_ADDRESS, _GRPC_TOKEN_FILE and _GRPC_CA_FILE. BadRequest without the first."""
+        address = environment.get("SCREENTEST_GRPC_ADDRESS")
+        if not address:
+            raise BadRequest("set SCREENTEST_GRPC_ADDRESS, for example 127.0.0.1:50051; `screentest up` says it")
+        token_file, ca_file = (environment.get(f"SCREENTEST_GRPC_{name}_FILE") for name in ("TOKEN", "CA"))
+        token = _token(Path(token_file)) if token_file else ""
+        return cls.connect(address, token=token, ca=Path(ca_file) if ca_file else None)
 
     def close(self) -> None:
         self._channel.close()
@@ -458,6 +470,20 @@ class Client:
             expires_at=reply.expires_at.ToDatetime(tzinfo=UTC),
         )
 
+    def fetch_artifact(
+        self,
+        path: Path,
+        *,
+        kind: ArtifactKind,
+        job_id: str | None = None,
+        sweep_id: str | None = None,
+        name: str = "",
+    ) -> Artifact:
+        """``get_artifact`` and its content, checked, as the file ``path``. Its folder is made when it is missing."""
+        found = self.get_artifact(kind=kind, job_id=job_id, sweep_id=sweep_id, name=name)
+        artifacts.save(found.url, found.artifact.key, found.artifact.sha256, path)
+        return found.artifact
+
     def upload_keyframe(self, image: bytes | Path, *, file_name: str = "") -> Keyframe:
         """PNG, JPEG or WebP, one frame, at most 20 MB and 40 megapixels; BadRequest says what is wrong with it."""
         if isinstance(image, Path):
@@ -543,6 +569,16 @@ def _chunks(file_name: str, image: bytes) -> Iterator[Any]:
     yield scheduler_pb2.UploadKeyframeRequest(file_name=file_name)
     for start in range(0, len(image), CHUNK_BYTES):
         yield scheduler_pb2.UploadKeyframeRequest(chunk=image[start : start + CHUNK_BYTES])
+
+
+def _token(path: Path) -> str:
+    try:
+        token = path.read_text().strip()
+    except OSError as error:
+        raise BadRequest(f"token file {path} cannot be read ({error.strerror}); run `make secrets`") from error
+    if not token:
+        raise BadRequest(f"token file {path} is empty; delete it and run `make secrets`")
+    return token
 
 
 def _ca_bytes(ca: bytes | Path) -> bytes:

@@ -2,33 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from screentest import artifacts
 from screentest import table as model_table
+from screentest.artifacts import NotWhatWasListed
 from screentest.client import ArtifactUrl, Client
 from screentest.errors import Conflict, NotFound, ScreentestError, Unavailable
 from screentest.records import ArtifactKind
 
-FETCH_TIMEOUT_S = 60.0
 PARALLEL = 4
 
 # The reporter draws a contact sheet per clip: half a second each on a small machine.
 FINAL_WITHIN_S = 120.0
 POLL_S = 0.3
 REVISION_TRIES = 5
-
-
-class NotWhatWasListed(Conflict):
-    """The content is not what the report lists: it was replaced by a newer revision, or damaged."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,7 +61,7 @@ def document(client: Client, sweep_id: str, *, wait_for_final: bool) -> Mapping[
     deadline = time.monotonic() + FINAL_WITHIN_S
     while True:
         try:
-            found: dict[str, Any] = json.loads(_get(_report_url(client, sweep_id, "report.json")))
+            found = _report_json(client, sweep_id)
         except NotFound:
             found = {}
             if wanted is None:
@@ -96,13 +90,14 @@ def _fetch_revision(client: Client, sweep_id: str, folder: Path, document: Mappi
     clips = [row["clip"] for row in document["rows"] if row["clip"]]
 
     def save_file(name: str) -> None:
-        _save(_inside(folder, name), _report_url(client, sweep_id, name), files[name])
+        url = _report_url(client, sweep_id, name)
+        artifacts.save(url.url, url.artifact.key, files[name], _inside(folder, name))
 
     def save_clip(clip: Mapping[str, Any]) -> str | None:
         """None, or what went wrong: one missing clip must not cost the report."""
         try:
             url = client.get_artifact(kind=ArtifactKind.CLIP, job_id=clip["job_id"])
-            _save(_inside(folder, clip["file"]), url, clip["sha256"])
+            artifacts.save(url.url, url.artifact.key, clip["sha256"], _inside(folder, clip["file"]))
         except ScreentestError as error:
             return f"{clip['file']}: {error}"
         return None
@@ -110,7 +105,7 @@ def _fetch_revision(client: Client, sweep_id: str, folder: Path, document: Mappi
     with ThreadPoolExecutor(PARALLEL) as pool:
         list(pool.map(save_file, files))
         problems = list(pool.map(save_clip, clips))
-    _write(_inside(folder, "report.json"), json.dumps(document, indent=1, ensure_ascii=False).encode())
+    artifacts.write(_inside(folder, "report.json"), json.dumps(document, indent=1, ensure_ascii=False).encode())
     return Fetched(
         index=folder / "index.html",
         files=(*files, "report.json"),
@@ -118,6 +113,12 @@ def _fetch_revision(client: Client, sweep_id: str, folder: Path, document: Mappi
         final=bool(document["final"]),
         problems=tuple(problem for problem in problems if problem is not None),
     )
+
+
+def _report_json(client: Client, sweep_id: str) -> dict[str, Any]:
+    url = _report_url(client, sweep_id, "report.json")
+    found: dict[str, Any] = json.loads(artifacts.read(url.url, url.artifact.key))
+    return found
 
 
 def _report_url(client: Client, sweep_id: str, name: str) -> ArtifactUrl:
@@ -130,34 +131,3 @@ def _inside(folder: Path, name: str) -> Path:
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts:
         raise Conflict(f"the report lists a file {name!r} outside its folder; it was not fetched")
     return folder.joinpath(*parts)
-
-
-def _save(path: Path, url: ArtifactUrl, sha256: str) -> None:
-    """A file that is there with the right content is not fetched again."""
-    if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == sha256:
-        return
-    content = _get(url)
-    if hashlib.sha256(content).hexdigest() != sha256:
-        raise NotWhatWasListed(f"{url.artifact.key} is not the content its sha256 names; fetch the report again")
-    _write(path, content)
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(content)
-    temporary.replace(path)
-
-
-def _get(url: ArtifactUrl) -> bytes:
-    """The depot may be away for a moment, or its signed host not resolvable from here: the error says which."""
-    try:
-        with urllib.request.urlopen(url.url, timeout=FETCH_TIMEOUT_S) as response:
-            return bytes(response.read())
-    except urllib.error.HTTPError as error:
-        if error.code == 404:
-            raise NotFound(f"the depot has no object {url.artifact.key}") from error
-        raise Unavailable(f"the depot refuses {url.artifact.key}: HTTP {error.code}") from error
-    except (urllib.error.URLError, TimeoutError, OSError) as error:
-        host = url.url.split("/")[2]
-        raise Unavailable(f"the depot at {host} does not answer ({error}); start it with `screentest up`") from error
