@@ -1,0 +1,303 @@
+"""What moves between frames: still, frozen, near static, freezing midway; flicker, doubled frames, a loop.
+
+Pairs of frames are an eighth of a second apart, as in VBench's dynamic degree, and never straddle a cut. Motion is
+judged by optical flow: by pixel difference a dim clip that moves looks frozen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import cv2
+import imagehash
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from skimage.metrics import structural_similarity
+
+from screentest_runner.judging.media import Media
+from screentest_runner.judging.picture import Luma
+from screentest_runner.judging.thresholds import Flicker, Pairs, Thresholds
+
+Flow = NDArray[np.float32]
+
+CONTRAST_SPAN = 200.0  # luma between the darkest and brightest percentile that flow is given
+MOST_GAIN = 6.0  # more would lift grain and coding blocks into motion
+SMOOTHING_SIGMA_PX = 1.2  # what grain does to a pixel is no motion
+COHERENT_PX = 7  # motion of a thing has neighbours that move alike; that of grain has none
+LIKENESS_SIDE_PX = 80  # grain averages away at this size
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """Two frames of one shot. first, second: indices into the frames. flow: (h, w, 2) in pixels, x then y.
+
+    top_px, moving_px: mean length of the largest flow, over dynamic_share and moving_share of the picture. difference:
+    mean absolute luma difference of neighbours within the pair, 0..255. warp_error: what remains of the difference when
+    the second frame is moved back by the flow, 0..1.
+    """
+
+    first: int
+    second: int
+    flow: Flow
+    top_px: float
+    moving_px: float
+    difference: float
+    warp_error: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Motion:
+    """kind: one word for how a clip does not move; None where it does. Shares are of pairs, 0..1.
+
+    top_px: mean over pairs, at the size of Media.frames with short_side_px; moving_px: per pair. drift_px: like it,
+    from the first frame of a shot to its middle and last, the largest. still_share: pairs without flow;
+    unchanged_share: pairs without difference. freeze_from_s: when the longest still run begins, None where there is
+    none. is_dynamic: VBench's rule. first_last: SSIM of the first and last frame when small. adjacent: the least SSIM
+    of neighbours, None unless the clip ends as it begins. unique_share: different perceptual hashes per frame.
+    duplicate_share: neighbours that do not differ in a clip that moves. flip_share, second_difference: of the mean
+    luma. The last three need three frames.
+    """
+
+    kind: str | None
+    short_side_px: int
+    pairs: int
+    top_px: float
+    moving_px: tuple[float, ...]
+    drift_px: float
+    still_share: float
+    unchanged_share: float
+    longest_still_share: float
+    freeze_from_s: float | None
+    is_dynamic: bool
+    warp_error: float
+    first_last: float
+    adjacent: float | None
+    unique_share: float
+    duplicate_share: float | None
+    flip_share: float | None
+    second_difference: float | None
+
+
+class Flows:
+    """Dense optical flow between frames of one clip. Source: OpenCV DISOpticalFlow (arXiv 1603.03590)."""
+
+    def __init__(self, luma: Luma) -> None:
+        dark, bright = np.percentile(luma, (1, 99))
+        self._gain = float(np.clip(CONTRAST_SPAN / max(1.0, bright - dark), 1.0, MOST_GAIN))
+        self._dark = float(dark)
+        self._luma = luma
+        self._ready: dict[int, Luma] = {}
+        self._dis = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+
+    def between(self, first: int, second: int) -> Flow:
+        """(h, w, 2) in pixels: where each pixel of the first frame has gone in the second."""
+        return self._dis.calc(self._frame(first), self._frame(second), None)
+
+    def _frame(self, index: int) -> Luma:
+        """Smooth, and with the contrast of a bright clip."""
+        if index not in self._ready:
+            smooth = cv2.GaussianBlur(self._luma[index].astype(np.float32), (0, 0), SMOOTHING_SIGMA_PX)
+            self._ready[index] = np.clip((smooth - self._dark) * self._gain, 0, 255).astype(np.uint8)
+        return self._ready[index]
+
+
+def pairs_of(media: Media, luma: Luma, cuts: Sequence[int], flows: Flows, thresholds: Thresholds) -> tuple[Pair, ...]:
+    """Pairs an eighth of a second apart, or neighbours where frames are further apart; none across a cut."""
+    interval_s = media.interval_s
+    if interval_s is None:
+        return ()
+    step = max(1, round(thresholds.pairs.interval_s / interval_s))
+    step = min(step, len(luma) - 1)
+    starts = range(0, len(luma) - step, step)
+    return tuple(
+        _pair(luma, first, first + step, flows, thresholds.pairs)
+        for first in starts
+        if not any(first < cut <= first + step for cut in cuts)
+    )
+
+
+def _pair(luma: Luma, first: int, second: int, flows: Flows, thresholds: Pairs) -> Pair:
+    flow = flows.between(first, second)
+    lengths = _coherent_lengths(flow)
+    differences = [cv2.absdiff(luma[i], luma[i + 1]).mean() for i in range(first, second)]
+    return Pair(
+        first=first,
+        second=second,
+        flow=flow,
+        top_px=_top(lengths, thresholds.dynamic_share),
+        moving_px=_top(lengths, thresholds.moving_share),
+        difference=float(np.mean(differences)),
+        warp_error=_warp_error(luma[first], luma[second], flow),
+    )
+
+
+def _coherent_lengths(flow: Flow) -> NDArray[np.float32]:
+    """In pixels, in no order."""
+    coherent = cv2.blur(flow, (COHERENT_PX, COHERENT_PX))
+    return cv2.magnitude(coherent[..., 0], coherent[..., 1]).ravel()
+
+
+def _top(lengths: NDArray[np.float32], share: float) -> float:
+    """Mean of the largest share of them."""
+    count = max(1, round(share * lengths.size))
+    return float(np.partition(lengths, lengths.size - count)[-count:].mean())
+
+
+def _warp_error(first: Luma, second: Luma, flow: Flow) -> float:
+    height, width = first.shape
+    x, y = np.meshgrid(np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32))
+    back = cv2.remap(second, x + flow[..., 0], y + flow[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return float(cv2.absdiff(back, first).mean()) / 255.0
+
+
+def measure(
+    media: Media, luma: Luma, pairs: Sequence[Pair], cuts: Sequence[int], flows: Flows, thresholds: Thresholds
+) -> Motion | None:
+    """None where there is no pair: a picture, a single frame, or nothing but cuts."""
+    if not pairs:
+        return None
+    short_px = min(luma.shape[1:])
+    small_px = thresholds.still.flow_share * short_px
+    is_still = [pair.moving_px < small_px for pair in pairs]
+    is_unchanged = [pair.difference < thresholds.still.difference for pair in pairs]
+    is_frozen = [still and unchanged for still, unchanged in zip(is_still, is_unchanged, strict=True)]
+    run_begin, run_length = _longest_run(is_frozen)
+    drift_px = max(_drifts(len(luma), cuts, flows, thresholds.pairs.moving_share), default=0.0)
+    first_last = _likeness(luma[0], luma[-1])
+    unchanged_share = float(np.mean(is_unchanged))
+    run_share = run_length / len(pairs)
+    tops = [pair.top_px for pair in pairs]
+    moving = [pair.moving_px for pair in pairs]
+    kind = _kind(moving, unchanged_share, run_share, drift_px, first_last, short_px, thresholds)
+    ends_alike = _similar(luma[0], luma[-1]) > thresholds.loop.first_last
+    return Motion(
+        kind=kind,
+        short_side_px=short_px,
+        pairs=len(pairs),
+        top_px=float(np.mean(tops)),
+        moving_px=tuple(moving),
+        drift_px=drift_px,
+        still_share=float(np.mean(is_still)),
+        unchanged_share=unchanged_share,
+        longest_still_share=run_share,
+        freeze_from_s=float(media.times_s[pairs[run_begin].first]) if run_length else None,
+        is_dynamic=_is_dynamic(tops, len(luma), short_px, thresholds),
+        warp_error=float(np.mean([pair.warp_error for pair in pairs])),
+        first_last=first_last,
+        adjacent=min(_similar(a, b) for a, b in pairwise(luma)) if ends_alike and kind is None else None,
+        unique_share=_unique_share(media, thresholds.duplicates.hash_distance),
+        duplicate_share=None if kind else _duplicate_share(luma, thresholds),
+        **_flicker(luma, thresholds.flicker),
+    )
+
+
+def flags(motion: Motion, thresholds: Thresholds) -> list[str]:
+    found = [motion.kind] if motion.kind else []
+    flip_share, second_difference = motion.flip_share or 0.0, motion.second_difference or 0.0
+    flicker = thresholds.flicker
+    if flip_share > flicker.flip_share and second_difference > flicker.second_difference:
+        found.append("flicker")
+    if (motion.duplicate_share or 0.0) > thresholds.duplicates.pair_share:
+        found.append("duplicate-frames")
+    if motion.adjacent is not None and motion.adjacent < thresholds.loop.adjacent:
+        found.append("loop")
+    return found
+
+
+def _kind(
+    moving: Sequence[float],
+    unchanged_share: float,
+    run_share: float,
+    drift_px: float,
+    first_last: float,
+    short_px: int,
+    thresholds: Thresholds,
+) -> str | None:
+    """The first that holds. Without flow a clip may still change: by grain, or by dissolving into another picture.
+
+    Grain gives every pair a little flow, as slow motion does; but over the whole clip only motion gets anywhere.
+    """
+    slow_px = thresholds.near_static.flow_share * short_px
+    is_slow = np.mean([moving_px < slow_px for moving_px in moving]) >= thresholds.near_static.pair_share
+    if is_slow and drift_px < thresholds.still.drift_share * short_px:
+        if unchanged_share >= thresholds.still.pair_share:
+            return "frozen"
+        return "dissolve" if first_last < thresholds.still.changed_below else "static-with-grain"
+    if run_share > thresholds.freeze.run_share:
+        return "freezes-midway"
+    return "near-static" if is_slow else None
+
+
+def _longest_run(values: Sequence[bool]) -> tuple[int, int]:
+    """Where the longest run of true begins, and its length."""
+    best_begin = best = length = 0
+    for index, value in enumerate(values):
+        length = length + 1 if value else 0
+        if length > best:
+            best_begin, best = index - length + 1, length
+    return best_begin, best
+
+
+def _drifts(count: int, cuts: Sequence[int], flows: Flows, share: float) -> list[float]:
+    """From the first to the middle and last frame of each shot."""
+    edges = [0, *cuts, count]
+    shots = [(begin, end - 1) for begin, end in pairwise(edges) if end - begin > 1]
+    ends = [(begin, end) for begin, last in shots for end in {(begin + last + 1) // 2, last}]
+    return [_top(_coherent_lengths(flows.between(begin, end)), share) for begin, end in ends]
+
+
+def _is_dynamic(tops: Sequence[float], frames: int, short_px: int, thresholds: Thresholds) -> bool:
+    """Source: VBench dynamic_degree.py; its n is the number of frames at 8 a second, that is of pairs and one."""
+    wanted = round(thresholds.dynamic.pairs_per_16_frames * (len(tops) + 1) / 16.0)
+    limit_px = thresholds.dynamic.flow_per_256_px * short_px / 256.0
+    return frames > 1 and sum(top_px > limit_px for top_px in tops) >= max(1, wanted)
+
+
+def _likeness(first: Luma, second: Luma) -> float:
+    """SSIM at a size where grain is no difference."""
+    height, width = first.shape
+    scale = min(1.0, LIKENESS_SIDE_PX / max(height, width))
+    size = max(8, round(width * scale)), max(8, round(height * scale))
+    small = [cv2.resize(frame, size, interpolation=cv2.INTER_AREA) for frame in (first, second)]
+    return _similar(*small)
+
+
+def _similar(first: Luma, second: Luma) -> float:
+    """SSIM of luma. A window of 7 pixels must fit."""
+    if min(first.shape) < 7:
+        return float(np.array_equal(first, second))
+    return float(structural_similarity(first, second, data_range=255))
+
+
+def _unique_share(media: Media, distance: int) -> float:
+    """Different perceptual hashes per frame; a hash within `distance` bits of an earlier one is the same."""
+    seen: list[imagehash.ImageHash] = []
+    for frame in media.frames:
+        found = imagehash.phash(Image.fromarray(frame))
+        if all(found - other > distance for other in seen):
+            seen.append(found)
+    return len(seen) / len(media.frames)
+
+
+def _duplicate_share(luma: Luma, thresholds: Thresholds) -> float | None:
+    """Neighbours that hardly differ, against what the others of this clip differ by. None for fewer than three."""
+    if len(luma) < 3:
+        return None
+    differences = np.array([float(cv2.absdiff(a, b).mean()) for a, b in pairwise(luma)])
+    usual = float(np.percentile(differences, 75))
+    return float((differences < thresholds.duplicates.difference_share * usual).mean())
+
+
+def _flicker(luma: Luma, thresholds: Flicker) -> dict[str, float | None]:
+    """Sign flips of the mean luma's difference, and its mean absolute second difference over 255."""
+    if len(luma) < 3:
+        return {"flip_share": None, "second_difference": None}
+    steps = np.diff(luma.mean(axis=(1, 2)))
+    steps[np.abs(steps) <= thresholds.step] = 0.0
+    return {
+        "flip_share": float((steps[:-1] * steps[1:] < 0).mean()),
+        "second_difference": float(np.abs(np.diff(steps)).mean()) / 255.0,
+    }
