@@ -97,8 +97,14 @@ bench: install ## Measure what the design promises.
 	$(BIN)/python -m bench
 
 .PHONY: secrets
-secrets: bootstrap ## Make the missing passwords, keys and tokens of the local stack.
-	$(BIN)/screentest secrets
+secrets: bootstrap ## Make the missing passwords, keys and tokens, and the .env of docker compose.
+	$(BIN)/screentest secrets $(ARGS)
+	@# Containers run as the person who may read the secrets; root gives them to an ordinary user.
+	@uid=$$(id -u); gid=$$(id -g); [ "$$uid" != 0 ] || { uid=1000; gid=1000; chown -R 1000:1000 .state/secrets; }; \
+		mkdir -p .state/models; [ -e .env ] || { \
+		[ -e /dev/nvidiactl ] && profile=gpu || profile=rehearsal; \
+		printf 'SCREENTEST_UID=%s\nSCREENTEST_GID=%s\nCOMPOSE_PROFILES=%s\n' "$$uid" "$$gid" "$$profile" > .env; \
+		echo "docker compose will run as $$uid:$$gid with the profile $$profile (.env)"; }
 
 .PHONY: certs
 certs: bootstrap ## Sign a certificate for the scheduler's API (ARGS="--name gpu-host.lan").

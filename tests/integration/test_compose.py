@@ -1,4 +1,7 @@
-"""compose.yaml agrees with the lanes, with the generated secrets and with what may listen where."""
+"""The compose files agree with the lanes, with the generated secrets and with what may listen where.
+
+`tests/engine` starts what they describe.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +21,93 @@ BIN = Path(sys.executable).parent
 # The workspace has no YAML parser; the model env brings one.
 YAML_PYTHON = ROOT / ".venvs/diffusers/bin/python"
 
+# `!reset` and `!override` are Compose's own: their values are read as they stand.
+READ_YAML = """
+import json, sys, yaml
+def plain(loader, suffix, node):
+    build = {yaml.MappingNode: loader.construct_mapping, yaml.SequenceNode: loader.construct_sequence}
+    return build.get(type(node), loader.construct_scalar)(node)
+yaml.SafeLoader.add_multi_constructor("!", plain)
+print(json.dumps({name: yaml.safe_load(open(name)) for name in sys.argv[1:]}))
+"""
+
 
 @pytest.fixture(scope="module")
-def compose() -> dict[str, Any]:
+def files() -> dict[str, Any]:
+    """Every compose file by its name."""
     if not YAML_PYTHON.exists():
         pytest.skip("the diffusers env is missing: make envs")
-    script = "import json, sys, yaml; print(json.dumps(yaml.safe_load(sys.stdin)))"
-    text = (ROOT / "compose.yaml").read_text()
-    done = subprocess.run([YAML_PYTHON, "-c", script], input=text, capture_output=True, text=True, check=True)
-    return dict(json.loads(done.stdout))
+    paths = [ROOT / "compose.yaml", *sorted((ROOT / "deploy").glob("compose.*.yaml"))]
+    done = subprocess.run([YAML_PYTHON, "-c", READ_YAML, *paths], capture_output=True, text=True, check=True)
+    return {Path(name).name: content for name, content in json.loads(done.stdout).items()}
+
+
+@pytest.fixture(scope="module")
+def compose(files: dict[str, Any]) -> dict[str, Any]:
+    return dict(files["compose.yaml"])
 
 
 @pytest.fixture(scope="module")
 def secrets(tmp_path_factory: pytest.TempPathFactory) -> Path:
     home = tmp_path_factory.mktemp("home")
     environment = {**os.environ, "SCREENTEST_HOME": str(home)}
-    subprocess.run([BIN / "screentest", "secrets"], env=environment, check=True, capture_output=True)
+    subprocess.run([BIN / "screentest", "secrets", "--also", "spark"], env=environment, check=True, capture_output=True)
     return home / "secrets"
 
 
-def test_every_lane_has_its_worker(compose: dict[str, Any]) -> None:
-    lanes = {path.stem for path in (ROOT / "deploy/lanes").glob("*.toml") if not path.stem.startswith("stub")}
-    workers = {name.removeprefix("worker-") for name in compose["services"] if name.startswith("worker-")}
-    assert workers == lanes
+def lanes() -> dict[str, dict[str, Any]]:
+    """Every lane that has a container; the stub lanes draw without a model, for tests."""
+    paths = (ROOT / "deploy/lanes").glob("*.toml")
+    return {path.stem: tomllib.loads(path.read_text()) for path in paths if not path.stem.startswith("stub")}
 
 
-def test_every_secret_is_one_that_make_secrets_writes(compose: dict[str, Any], secrets: Path) -> None:
-    named = {Path(secret["file"]).name for secret in compose["secrets"].values()}
+def is_judge(lane: dict[str, Any]) -> bool:
+    """A judge runs beside the GPU, on the device cpu-0, with whoever makes clips."""
+    return str(lane["task"]) == "judge"
+
+
+def of_lanes(services: dict[str, Any], prefix: str) -> dict[str, Any]:
+    return {name.removeprefix(prefix): service for name, service in services.items() if name.startswith(prefix)}
+
+
+def test_every_lane_has_its_worker_its_profile_and_its_user(compose: dict[str, Any]) -> None:
+    workers = of_lanes(compose["services"], "worker-")
+    assert set(workers) == set(lanes())
+    for lane_id, lane in lanes().items():
+        assert workers[lane_id]["profiles"] == (
+            ["gpu", "rehearsal", "judge"] if is_judge(lane) else ["gpu", lane["task"]]
+        )
+        assert workers[lane_id]["environment"]["SCREENTEST_NATS_USER"] == f"worker-{lane_id}"
+        assert workers[lane_id]["environment"]["SCREENTEST_LANE_FILE"].endswith(f"/{lane_id}.toml")
+        assert [secret["source"] for secret in workers[lane_id]["secrets"]] == [f"nats-worker-{lane_id}"]
+
+
+@pytest.mark.parametrize("name", ["compose.cpu.yaml", "compose.spark.yaml", "compose.second-host.yaml"])
+def test_override_speaks_of_every_worker(files: dict[str, Any], name: str) -> None:
+    makers = {lane_id for lane_id, lane in lanes().items() if not is_judge(lane)}
+    assert set(of_lanes(files[name]["services"], "worker-")) == makers
+
+
+def test_rehearsal_has_the_lanes_of_the_demo(compose: dict[str, Any]) -> None:
+    demo = tomllib.loads((ROOT / "deploy/sweeps/architects-stillness.toml").read_text())["lanes"]
+    rehearsed = of_lanes(compose["services"], "rehearsal-")
+    assert set(rehearsed) == set(demo)
+    assert all(service["profiles"] == ["rehearsal"] for service in rehearsed.values())
+
+
+def test_no_two_workers_share_a_disk(compose: dict[str, Any]) -> None:
+    disks = [
+        service["volumes"] for name, service in compose["services"].items() if "-".join(name.split("-")[1:]) in lanes()
+    ]
+    assert len(disks) == len({json.dumps(disk) for disk in disks})
+
+
+def test_every_secret_is_one_that_make_secrets_writes(files: dict[str, Any], secrets: Path) -> None:
+    named = {
+        secret["file"].rpartition("/")[2].replace("${SCREENTEST_HOST}", "spark")
+        for content in files.values()
+        for secret in content.get("secrets", {}).values()
+    }
     assert named <= {path.name for path in secrets.iterdir()}
 
 
@@ -53,11 +117,33 @@ def test_published_ports_are_on_loopback(compose: dict[str, Any]) -> None:
     assert all(port.startswith("127.0.0.1:") for port in published)
 
 
-def test_only_telemetry_sees_the_host_s_processes_and_workers_have_no_way_out(compose: dict[str, Any]) -> None:
-    assert [name for name, service in compose["services"].items() if service.get("pid")] == ["telemetry"]
-    workers = [service for name, service in compose["services"].items() if name.startswith("worker-")]
-    assert all(service["networks"] == ["inner"] for service in workers)
-    assert compose["networks"]["inner"]["internal"] is True
+def test_only_telemetry_sees_the_host_s_processes_and_workers_have_no_way_out(files: dict[str, Any]) -> None:
+    compose, worker = files["compose.yaml"], files["compose.worker.yaml"]["services"]
+    assert {name for name, service in compose["services"].items() if service.get("pid")} == {
+        "telemetry",
+        "telemetry-cpu",
+    }
+    assert worker["base"]["networks"] == ["lanes"]
+    assert all("networks" not in service for name, service in worker.items() if name != "base")
+    assert all("networks" not in service for service in of_lanes(compose["services"], "worker-").values())
+    assert all(compose["networks"][name]["internal"] for name in ("broker", "lanes", "storage", "api"))
+
+
+def test_every_container_is_locked_down_and_says_whether_it_is_well(files: dict[str, Any]) -> None:
+    services = {
+        **{name: service for name, service in files["compose.yaml"]["services"].items() if "extends" not in service},
+        "worker": files["compose.worker.yaml"]["services"]["base"],
+    }
+    for name, service in services.items():
+        assert service["read_only"] is True, name
+        assert service["cap_drop"] == ["ALL"], name
+        assert service["security_opt"] == ["no-new-privileges:true"], name
+        assert service["user"].startswith("${SCREENTEST_UID:-1000}"), name
+        assert service["pids_limit"] and service["restart"] == "unless-stopped", name
+        assert service["healthcheck"]["test"], name
+        assert not any("docker.sock" in str(volume) for volume in service.get("volumes", [])), name
+    limited = {**services, **{name: files["compose.worker.yaml"]["services"][name] for name in ("gpu", "rehearsal")}}
+    assert all("mem_limit" in service for name, service in limited.items() if name != "worker")
 
 
 def test_broker_accepts_the_configuration_with_the_generated_users(secrets: Path, tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from tests.conftest import RunningServer
 
 LANES = ("stub", "other-lane")
 HOST, DEVICE = "local", "cpu-0"
+OTHER_HOST = "spark"
 REFUSED_AFTER_S = 1.0
 
 
@@ -30,7 +31,8 @@ def kept(tmp_path: Path) -> credentials.Secrets:
 
 @pytest.fixture
 def broker(tmp_path: Path, kept: credentials.Secrets) -> Iterator[RunningServer]:
-    text = kept.authorization(credentials.nats_users(HOST, LANES))
+    users = credentials.nats_users(HOST, LANES) + credentials.further_host_users(OTHER_HOST, LANES)
+    text = kept.authorization(users)
     server = RunningServer(servers.configure_nats(tmp_path / "nats", ports.choose(1)[0], authorization=text))
     server.start()
     yield server
@@ -198,3 +200,18 @@ def test_secret_that_others_can_read_is_refused(kept: credentials.Secrets) -> No
     kept.grpc_token_file().chmod(0o644)
     with pytest.raises(BadRequest, match="chmod 600"):
         kept.grpc_token_file()
+
+
+async def test_worker_of_a_further_host_works_there_and_not_here(scheduler: Bus, as_user) -> None:
+    for host in (HOST, OTHER_HOST):
+        await scheduler.ensure_lane_consumer(host, DEVICE, "stub")
+        await scheduler.dispatch(subjects.dispatch(host, DEVICE, "stub", "j", 1), host.encode())
+    worker = await as_user(f"worker-stub-at-{OTHER_HOST}")
+    delivery = await (await worker.lane_puller(OTHER_HOST, DEVICE, "stub")).next(2)
+    assert delivery is not None
+    assert delivery.payload == OTHER_HOST.encode()
+    await delivery.ack()
+    with pytest.raises(ScreentestError):
+        assert await (await worker.lane_puller(HOST, DEVICE, "stub")).next(REFUSED_AFTER_S) is None
+        raise Unavailable("nothing came, as it should")
+    await worker.close()

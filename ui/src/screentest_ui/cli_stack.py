@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from screentest.lanes import load_lanes
+from screentest.subjects import check_id
 from screentest_ui import credentials, printing, services, stack
 from screentest_ui.home import default_home
 from screentest_ui.servers import s3_identities, write_private
@@ -68,13 +69,24 @@ def certs(
     printing.say(f"clients: SCREENTEST_GRPC_CA_FILE={files.ca}")
 
 
-def secrets() -> None:
+def secrets(
+    also: Annotated[
+        list[str] | None, typer.Option(help="A further host whose workers join this stack; may be repeated.")
+    ] = None,
+    devices: Annotated[str, typer.Option(help="Every device of every host, separated by commas.")] = ",".join(
+        credentials.DEVICES
+    ),
+) -> None:
     """Make the missing secrets of this home, and name their place."""
     from screentest_ui import certificates  # as above
 
     home, place = default_home(), services.installation(os.environ)
     kept = home.secrets
-    users = credentials.nats_users(services.HOST, tuple(load_lanes(place.lanes_dir)))
+    lane_ids = tuple(load_lanes(place.lanes_dir))
+    named = tuple(check_id(device.strip(), "device") for device in devices.split(","))
+    users = credentials.nats_users(services.HOST, lane_ids, named)
+    for host in also or ():
+        users += credentials.further_host_users(check_id(host, "host"), lane_ids, named)
     # compose.yaml mounts these two; a local stack writes its own.
     write_private(kept.directory / "nats-users.conf", kept.authorization(users))
     write_private(kept.directory / "depot-s3.json", s3_identities(kept.depot_keys(services.BUCKET)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from screentest.errors import BadRequest
@@ -75,10 +75,18 @@ def nats_users(host: str, lane_ids: Sequence[str], devices: Sequence[str] = DEVI
     """One user per service and one per lane. Panel and CLI have none: they speak gRPC only."""
     return (
         NatsUser(name="scheduler", publish=None, subscribe=None),
-        _telemetry(host),
         _reporter(),
-        *(_worker(host, lane_id, devices) for lane_id in lane_ids),
+        *_users_of_a_host(host, lane_ids, devices),
     )
+
+
+def further_host_users(host: str, lane_ids: Sequence[str], devices: Sequence[str] = DEVICES) -> tuple[NatsUser, ...]:
+    """Telemetry and workers of another host: they may speak for it and for no other; ``telemetry-at-<host>``."""
+    return tuple(replace(user, name=f"{user.name}-at-{host}") for user in _users_of_a_host(host, lane_ids, devices))
+
+
+def _users_of_a_host(host: str, lane_ids: Sequence[str], devices: Sequence[str]) -> tuple[NatsUser, ...]:
+    return (_telemetry(host), *(_worker(host, lane_id, devices) for lane_id in lane_ids))
 
 
 def worker_user(lane_id: str) -> str:
