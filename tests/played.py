@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import subprocess
 import sys
 import time
@@ -11,9 +12,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from screentest import lanes, subjects, wire
+from screentest import lanes, objects, subjects, wire
 from screentest.client import Client
 from screentest.errors import Unavailable
+from screentest.judges import load_judge
 from screentest.kit import clock
 from screentest.kit.bus import Append, Bus, Delivery
 from screentest.records import (
@@ -27,6 +29,7 @@ from screentest.records import (
     Dispatch,
     JobEvent,
     JobState,
+    JudgementFacts,
     Outcome,
     Process,
     Progress,
@@ -108,17 +111,22 @@ class HandWorker:
             await asyncio.sleep(0.2)
 
     def alive(self) -> Alive:
-        lane = lanes.load_lane(ROOT / "deploy" / "lanes" / f"{self.lane_id}.toml")
         return Alive(
             host="local",
             device="cpu-0",
             lane_id=self.lane_id,
-            lane_digest=lanes.lane_digest(lane),
+            lane_digest=self._digest(),
             worker_id="hand",
             runner=self.runner,
             job_id=self.job_id,
             stamp=clock.stamp(),
         )
+
+    def _digest(self) -> str:
+        judge_file = ROOT / "deploy" / "judges" / f"{self.lane_id}.toml"
+        if judge_file.exists():
+            return load_judge(judge_file).digest
+        return lanes.lane_digest(lanes.load_lane(ROOT / "deploy" / "lanes" / f"{self.lane_id}.toml"))
 
     async def _on_command(self, _subject: str, payload: bytes) -> bytes:
         command = wire.decode(payload, Command)
@@ -167,29 +175,53 @@ class HandWorker:
         )
         await self.bus.publish(subjects.progress(spec.sweep_id, spec.lane_id, spec.job_id), wire.encode(progress))
 
-    async def upload(self, dispatch: Dispatch, data: bytes = b"not really a clip") -> Outcome:
-        """Puts an object where the scheduler signs for, and says so."""
-        spec, sha256 = dispatch.spec, hashlib.sha256(data).hexdigest()
+    async def upload(
+        self, dispatch: Dispatch, data: bytes = b"not really a clip", flags: tuple[str, ...] = ()
+    ) -> Outcome:
+        """Puts a clip where the scheduler signs for, and says so."""
+        clip = await self._put(dispatch, ArtifactKind.CLIP, data)
+        facts = ClipFacts(
+            codec="h264",
+            pixel_format="yuv420p",
+            frames=25,
+            width_px=96,
+            height_px=64,
+            fps=24,
+            duration_s=25 / 24,
+            flags=flags,
+        )
+        return Outcome(failure_class=None, artifacts=(clip,), clip=facts)
+
+    async def judge(self, dispatch: Dispatch, presence: float | None = None) -> Outcome:
+        """Puts a judgement where the scheduler signs for, and says so."""
+        data = json.dumps({"of": dispatch.spec.job_id}).encode()
+        judgement = await self._put(dispatch, ArtifactKind.JUDGEMENT, data)
+        facts = JudgementFacts(tier="b", method="embedding", presence=presence)
+        return Outcome(failure_class=None, artifacts=(judgement,), judgement=facts)
+
+    async def _put(self, dispatch: Dispatch, kind: ArtifactKind, data: bytes) -> Artifact:
+        sha256 = hashlib.sha256(data).hexdigest()
+        reply = await self.url(dispatch, kind, sha256, len(data))
+        assert not reply.error
+        await self.depot.store().put(reply.key, data, objects.content_type(kind))
+        return Artifact(
+            kind=kind, key=reply.key, sha256=sha256, size_bytes=len(data), content_type=objects.content_type(kind)
+        )
+
+    async def url(self, dispatch: Dispatch, kind: ArtifactKind, sha256: str = "", size_bytes: int = 0) -> UrlReply:
+        """What the scheduler answers to a wish for an object of this job."""
+        spec = dispatch.spec
         request = UrlRequest(
             sweep_id=spec.sweep_id,
             lane_id=spec.lane_id,
             job_id=spec.job_id,
             attempt=dispatch.attempt,
-            kind=ArtifactKind.CLIP,
+            kind=kind,
             sha256=sha256,
-            size_bytes=len(data),
+            size_bytes=size_bytes,
         )
         payload = await self.bus.request(subjects.depot_url(self.lane_id), wire.encode(request), timeout_s=5)
-        reply = wire.decode(payload, UrlReply)
-        assert not reply.error
-        await self.depot.store().put(reply.key, data, "video/mp4")
-        clip = Artifact(
-            kind=ArtifactKind.CLIP, key=reply.key, sha256=sha256, size_bytes=len(data), content_type="video/mp4"
-        )
-        facts = ClipFacts(
-            codec="h264", pixel_format="yuv420p", frames=25, width_px=96, height_px=64, fps=24, duration_s=25 / 24
-        )
-        return Outcome(failure_class=None, artifacts=(clip,), clip=facts)
+        return wire.decode(payload, UrlReply)
 
     async def _proof(self) -> Proof:
         payload = await self.bus.request(

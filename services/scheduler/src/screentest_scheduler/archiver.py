@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -21,6 +21,7 @@ from screentest.kit.archive import Archive, ArchiveDamaged, Manifest, Message, m
 from screentest.kit.bus import Bus, Stored, WrongLastSequence
 from screentest.records import (
     JobEvent,
+    JobSpec,
     JobState,
     RestoreBegun,
     Stamp,
@@ -38,8 +39,6 @@ log = structlog.get_logger()
 
 # After an error of the depot or the broker.
 RETRY_AFTER_S = 5.0
-# A worker that comes only then has its judgements archived as a part of their own.
-JUDGED_WITHIN = timedelta(days=1)
 # A damaged archive stays so until a person looked; meanwhile it is said again.
 LOOK_AGAIN_AFTER_S = 600.0
 
@@ -57,7 +56,9 @@ class Archiver:
         after: timedelta,
         kept: timedelta,
         every_s: float,
+        has_worker: Callable[[JobSpec], bool] = lambda _spec: False,
     ) -> None:
+        """``has_worker``: whether somebody is there who can do a queued job."""
         self._bus = bus
         self._ledger = ledger
         self._journal = journal
@@ -65,6 +66,7 @@ class Archiver:
         self._after = after
         self._kept = kept
         self._every_s = every_s
+        self._has_worker = has_worker
         self._manifests: dict[str, tuple[Manifest, ...]] = {}
         self._not_before_ns: dict[str, int] = {}
         self._archived_at: dict[str, int] = {}
@@ -147,11 +149,14 @@ class Archiver:
         )
 
     def _is_judged_now(self, sweep: SweepState) -> bool:
-        """Whether judge jobs are due or under way; one for which no worker has come in a day keeps nothing waiting."""
-        still = [entry for entry in map(self._ledger.job, sweep.judge_ids) if not entry.state.is_terminal]
-        if sweep.has_judge_news or any(entry.state is not JobState.QUEUED for entry in still):
+        """Whether judge jobs are due or under way.
+
+        One that waits for a judge without worker keeps nothing waiting: what it says some day is a part of its own.
+        """
+        if sweep.has_judge_news and any(judging.judges for judging in sweep.judgings):
             return True
-        return bool(still) and clock.stamp().at - sweep.changed_at < JUDGED_WITHIN
+        still = [entry for entry in map(self._ledger.job, sweep.judge_ids) if not entry.state.is_terminal]
+        return any(entry.state is not JobState.QUEUED or self._has_worker(entry.spec) for entry in still)
 
     def _standing(self, sweep: SweepState, manifests: Sequence[Manifest], epoch: str) -> Standing:
         parts = [(manifest.epoch, manifest.last_sequence) for manifest in manifests]

@@ -91,6 +91,7 @@ async def _serve(
         after=timedelta(seconds=settings.archive_after_s),
         kept=timedelta(seconds=settings.archive_kept_s),
         every_s=settings.archive_every_s,
+        has_worker=lambda spec: conductor.presence.worker(spec.host, spec.device, spec.lane_id) is not None,
     )
     depot = Depot(store, ledger, journal)
     await depot.listen(bus)
