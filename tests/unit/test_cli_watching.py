@@ -19,9 +19,12 @@ from screentest.records import (
     JobEvent,
     JobSpec,
     JobState,
+    Judged,
+    JudgePurpose,
     Limits,
     Progress,
     RetryRequested,
+    RubricRef,
     Stamp,
     Submitted,
     SweepEvent,
@@ -193,3 +196,17 @@ def test_what_the_scheduler_expects_is_shown_as_far_as_it_is_known() -> None:
     watched.expect([waiting_job("j2", None, 344)])
     assert expects(watched.jobs["j2"]) == "takes about 5 min 44 s"
     assert watched.left_s is None
+
+
+def test_a_judge_job_is_no_job_of_the_watched_sweep(watched: WatchedSweep) -> None:
+    """A sweep is over without its judgements: its settlement counts the jobs that make clips."""
+    rubric = RubricRef(prompt_index=0, key="k", sha256="a", size_bytes=1, rubric_sha256="a")
+    judged = Judged(
+        purpose=JudgePurpose.CLIP, job_id="j1", lane_id="stub", key="k", sha256="c", size_bytes=1, rubric=rubric
+    )
+    judge = replace(SPEC, job_id="judge-clip-1", lane_id="pixels", task=Task.JUDGE, judged=judged)
+    assert watched.apply(event(Submitted(spec=judge), JobState.QUEUED, judge)) == ()
+    assert watched.apply(event(Failed(failure_class=FailureClass.NAN, cause="c"), JobState.FAILED, judge)) == ()
+    assert set(watched.jobs) == {"j1"}
+    watched.apply(sweep_event(SweepSettled(jobs=1, clips=1, proofs=())))
+    assert watched.settled is not None

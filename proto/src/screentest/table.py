@@ -65,11 +65,16 @@ class Row:
 
 
 def rows(jobs: Iterable[Job], plans: Iterable[LanePlan] = ()) -> tuple[Row, ...]:
-    """The table of one sweep, in the order its cells were planned. ``plans``: of its record, for the smallest card."""
+    """The table of one sweep, in the order its cells were planned. ``plans``: of its record, for the smallest card.
+
+    Judge jobs are no rows. A score is in the report only: it needs the rubric and every judgement, and a client of the
+    scheduler has neither, so a completed row says ``not scored`` here.
+    """
     plan_of = {(plan.lane_id, plan.lane_digest): plan for plan in plans}
     by_cell: dict[Cell, list[Job]] = {}
     for job in jobs:
-        by_cell.setdefault(cell_of(job), []).append(job)
+        if job.spec.task is not Task.JUDGE:
+            by_cell.setdefault(cell_of(job), []).append(job)
     tries = [sorted(cell, key=_try_order) for cell in by_cell.values()]
     tries.sort(key=lambda cell: cell[0].spec.ordinal)
     name = _Namer(by_cell)

@@ -82,11 +82,11 @@ def _check(weights: Weights, steps: int | None, *, extrapolate: bool) -> None:
 
 
 def _chosen(known: tuple[LaneView, ...], lanes: str) -> tuple[LaneView, ...]:
-    """The lanes asked for, else every model's lane that has a worker now (the stub lanes have no model)."""
+    """The lanes asked for, else every model's lane that has a worker now (the stub lanes have no model, and judges make no clip)."""
     wanted = tuple(dict.fromkeys(part.strip() for part in lanes.split(",") if part.strip()))
     if wanted:
         return tuple(_lane(known, lane_id) for lane_id in wanted)
-    models = tuple(lane for lane in known if lane.repo)
+    models = tuple(lane for lane in known if lane.repo and not lane.tier)
     alive = tuple(lane for lane in models if lane.worker_alive)
     if not alive:
         raise NotPossibleNow("no lane has a worker; start them with `screentest up`, or name lanes with --lanes")

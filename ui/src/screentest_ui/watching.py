@@ -169,7 +169,8 @@ class WatchedSweep:
         return (f"{job.name}: {waits(waiting.waits_for)}",)
 
     def _add(self, spec: JobSpec) -> None:
-        if spec.job_id in self.jobs:
+        """Judge jobs are left out: a sweep is over without them."""
+        if spec.job_id in self.jobs or spec.judged is not None:
             return
         several = self._several
         self._prompts.add(spec.prompt_index)
