@@ -82,7 +82,7 @@ def _check(weights: Weights, steps: int | None, *, extrapolate: bool) -> None:
 
 
 def _chosen(known: tuple[LaneView, ...], lanes: str) -> tuple[LaneView, ...]:
-    """The lanes asked for, else every model's lane that has a worker now (the stub lanes have no model, and judges make no clip)."""
+    """The lanes asked for, else every model's lane that has a worker now: no stub, which has no model, and no judge."""
     wanted = tuple(dict.fromkeys(part.strip() for part in lanes.split(",") if part.strip()))
     if wanted:
         return tuple(_lane(known, lane_id) for lane_id in wanted)
