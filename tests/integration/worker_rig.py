@@ -238,12 +238,15 @@ class Rig:
         last = await self.bus.last(subjects.EVENTS_STREAM, self.subject(spec))
         if last is None:
             await self.append(spec, 0, JobState.QUEUED, Submitted(spec=spec))
-        admitted = Admitted(rung=rung, rung_name=self.lane.ladder[rung].name)
+        admitted = Admitted(rung=rung, rung_name=self.rung_name(rung))
         sequence = await self.append(spec, attempt, JobState.ADMITTED, admitted)
         message = Dispatch(spec=spec, attempt=attempt, rung=rung, admitted_sequence=sequence)
         if dispatch:
             await self.dispatch(message)
         return message
+
+    def rung_name(self, rung: int) -> str:
+        return self.lane.ladder[rung].name
 
     async def dispatch(self, message: Dispatch) -> None:
         spec = message.spec
@@ -392,14 +395,16 @@ class Rig:
 
     async def _url(self, _: str, payload: bytes) -> bytes:
         await self._up(self.url_service_up)
-        asked = wire.decode(payload, UrlRequest)
-        if asked.kind is ArtifactKind.KEYFRAME:
-            key = objects.keyframe(asked.sha256)
-        else:
-            key = objects.attempt_object(
-                asked.kind, asked.sweep_id, asked.lane_id, asked.job_id, asked.attempt, asked.sha256
-            )
+        key = self.key(wire.decode(payload, UrlRequest))
         return wire.encode(UrlReply(url=f"{self.depot.url}/{key}", key=key))
+
+    def key(self, asked: UrlRequest) -> str:
+        """Of the object that the worker asks a URL for."""
+        if asked.kind is ArtifactKind.KEYFRAME:
+            return objects.keyframe(asked.sha256)
+        return objects.attempt_object(
+            asked.kind, asked.sweep_id, asked.lane_id, asked.job_id, asked.attempt, asked.sha256
+        )
 
     async def _up(self, is_up: bool) -> None:
         """Down: the request gets no answer."""
@@ -422,16 +427,21 @@ async def rig(
     lane: str = "stub",
     more_rungs: str = "",
     has_queue: bool = True,
+    lane_file: Path | None = None,
+    kind: type[Rig] = Rig,
     **settings: str,
-) -> AsyncIterator[Rig]:
-    """A running worker of a stub lane, perhaps with a longer ladder; it is gone afterwards, with all below it."""
+) -> AsyncIterator[Any]:
+    """A running worker of a stub lane, perhaps with a longer ladder, or of the lane in ``lane_file``.
+
+    It is gone afterwards, with all below it.
+    """
     depot = DepotServer()
-    lane_file = REPOSITORY / "deploy" / "lanes" / f"{lane}.toml"
+    lane_file = lane_file or REPOSITORY / "deploy" / "lanes" / f"{lane}.toml"
     if more_rungs:
         text = lane_file.read_text()
         lane_file = folder / f"{lane}.toml"
         lane_file.write_text(text + more_rungs)
-    found = Rig(bus=bus, nats_url=nats_url, folder=folder, lane_file=lane_file, depot=depot, settings=settings)
+    found = kind(bus=bus, nats_url=nats_url, folder=folder, lane_file=lane_file, depot=depot, settings=settings)
     await found.serve()
     if has_queue:
         await found.make_queue()

@@ -14,6 +14,7 @@ OOM_BY_PHASE = {
     Phase.DENOISING: FailureClass.OOM_DENOISE,
     Phase.DECODING: FailureClass.OOM_DECODE,
     Phase.DECODED: FailureClass.OOM_DECODE,
+    Phase.JUDGING: FailureClass.OOM_DENOISE,  # what a judge computes is its own main part
 }
 
 # torch raises one RuntimeError type for all of these, so only the text tells (diffusers 0.42.1, torch 2.13)

@@ -15,7 +15,8 @@ from threading import Event, Lock, Thread
 from typing import Any, BinaryIO
 
 from screentest_runner import frames, pace
-from screentest_runner.adapters import ADAPTERS, Adapter
+from screentest_runner.adapters import Adapter, Holder, holder_of
+from screentest_runner.adapters.judge import JudgeAdapter, presence
 from screentest_runner.failures import OOM_BY_PHASE, AttemptFailure, classify
 from screentest_runner.progress import AttemptProgress, phase_changed
 from screentest_runner.protocol import (
@@ -24,6 +25,8 @@ from screentest_runner.protocol import (
     Failed,
     FailureClass,
     Generate,
+    Judge,
+    Judged,
     Load,
     Loaded,
     LockBusy,
@@ -118,12 +121,12 @@ class Inbox:
 
 
 class Runner:
-    """What one process has: at most one device, one lane, one loaded pipeline."""
+    """What one process has: at most one device, one lane, one loaded pipeline or judge."""
 
     def __init__(self, inbox: Inbox, outbox: Outbox) -> None:
         self._inbox = inbox
         self._send = outbox.send
-        self._adapter: Adapter | None = None
+        self._adapter: Holder | None = None
         self._lane_id: str | None = None
         self._lane: dict[str, Any] = {}
         self._versions: dict[str, str] = {}
@@ -149,7 +152,9 @@ class Runner:
             case Load():
                 self._guard(request, request.attempt_id, Phase.LOADING)
             case Generate():
-                self._generate(request)
+                self._attempt(request, _limit_of(request), Phase.ENCODING_PROMPT)
+            case Judge():
+                self._attempt(request, None, Phase.JUDGING)
             case _:
                 raise ProtocolError(f"{type(request).__name__} is no request to a runner")
 
@@ -181,7 +186,7 @@ class Runner:
         self._versions = adapter.prepare()
         return Prepared(versions=self._versions, import_s=time.perf_counter() - began)
 
-    def _adapter_for(self, lane: dict[str, Any]) -> Adapter:
+    def _adapter_for(self, lane: dict[str, Any]) -> Holder:
         if self._adapter is not None and self._lane_id == lane["id"]:
             return self._adapter
         if self._adapter is not None:
@@ -189,12 +194,7 @@ class Runner:
                 FailureClass.INFRASTRUCTURE,
                 f"this runner serves lane {self._lane_id!r}, not {lane['id']!r}; start another",
             )
-        name = lane["pipeline"]["adapter"]
-        if name not in ADAPTERS:
-            raise AttemptFailure(
-                FailureClass.LAYOUT, f"lane {lane['id']!r} wants adapter {name!r}; there are {', '.join(ADAPTERS)}"
-            )
-        self._adapter, self._lane, self._lane_id = ADAPTERS[name](lane), lane, lane["id"]
+        self._adapter, self._lane, self._lane_id = holder_of(lane), lane, lane["id"]
         return self._adapter
 
     def _load(self, request: Load) -> Loaded:
@@ -217,14 +217,13 @@ class Runner:
             device_bytes=adapter.device_bytes(),
         )
 
-    def _generate(self, request: Generate) -> None:
-        limit = (
-            None if request.limit_s is None else pace.Limit(limit_s=request.limit_s, decode_s=request.decode_s or 0.0)
-        )
+    def _attempt(self, request: Generate | Judge, limit: pace.Limit | None, first: Phase) -> None:
         cancelled = self._inbox.cancellation(request.attempt_id)
-        progress = AttemptProgress(request.attempt_id, self._send, cancelled, limit)
+        progress = AttemptProgress(request.attempt_id, self._send, cancelled, limit, first)
         try:
-            self._send(self._decode(request, progress))
+            self._send(
+                self._decode(request, progress) if isinstance(request, Generate) else self._judge(request, progress)
+            )
         except Exception as error:  # noqa: BLE001  (as above)
             self._send(self._with_peaks(_failed(request.attempt_id, error, progress.phase)))
         finally:
@@ -242,10 +241,9 @@ class Runner:
         )
 
     def _decode(self, request: Generate, progress: AttemptProgress) -> Decoded:
-        if self._adapter is None or not self._loads:
-            raise AttemptFailure(FailureClass.INFRASTRUCTURE, "Generate before Load: no pipeline is on the device")
+        adapter: Adapter = self._loaded(request)
         progress.check_cancelled()
-        clip = self._adapter.generate(request, progress)
+        clip = adapter.generate(request, progress)
         asked = {name: request.call.get(kwarg) for name, kwarg in self._lane["parameters"].items()}
         frames.check_shape(
             clip, frames=asked.get("num_frames"), height_px=asked.get("height_px"), width_px=asked.get("width_px")
@@ -269,10 +267,45 @@ class Runner:
             finite_fraction=clip.finite_fraction,
             loads=self._loads,
             peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-            peak_device_bytes=self._adapter.peak_device_bytes(),
-            peak_memory_by_phase=self._adapter.peak_memory_by_phase(),
-            peak_tensors_by_phase=self._adapter.peak_tensors_by_phase(),
+            peak_device_bytes=adapter.peak_device_bytes(),
+            peak_memory_by_phase=adapter.peak_memory_by_phase(),
+            peak_tensors_by_phase=adapter.peak_tensors_by_phase(),
         )
+
+    def _judge(self, request: Judge, progress: AttemptProgress) -> Judged:
+        judge: JudgeAdapter = self._loaded(request)
+        progress.check_cancelled()
+        found = judge.judge(request, progress)
+        progress.end_phase()
+        return Judged(
+            attempt_id=request.attempt_id,
+            judgement_path=request.judgement_path,
+            method=found["method"],
+            calls=found["calls"],
+            badges=found["badges"],
+            presence=presence(found["answers"]),
+            timings_s=progress.timings_s,
+            versions=self._versions,
+            loads=self._loads,
+            peak_rss_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_device_bytes=judge.peak_device_bytes(),
+            peak_memory_by_phase=judge.peak_memory_by_phase(),
+        )
+
+    def _loaded(self, request: Generate | Judge) -> Any:
+        """What this process holds, when it is what the request is for."""
+        what = type(request).__name__
+        if self._adapter is None or not self._loads:
+            raise AttemptFailure(FailureClass.INFRASTRUCTURE, f"{what} before Load: nothing is on the device")
+        if isinstance(self._adapter, JudgeAdapter) != isinstance(request, Judge):
+            raise AttemptFailure(FailureClass.INFRASTRUCTURE, f"{what} is nothing that lane {self._lane_id!r} does")
+        return self._adapter
+
+
+def _limit_of(request: Generate) -> pace.Limit | None:
+    if request.limit_s is None:
+        return None
+    return pace.Limit(limit_s=request.limit_s, decode_s=request.decode_s or 0.0)
 
 
 def _failed(attempt_id: str | None, error: Exception, phase: Phase) -> Failed:

@@ -21,16 +21,23 @@ def phase_changed(attempt_id: str | None, phase: Phase) -> PhaseChanged:
 
 class AttemptProgress:
     """Told by the adapter what happens; tells the supervisor and raises when the attempt was cancelled, or when its
-    steps are too slow for its limit. limit: None when nobody set one.
+    steps are too slow for its limit. limit: None when nobody set one. first: the phase it begins in.
     """
 
-    def __init__(self, attempt_id: str, reply: Reply, cancelled: Event, limit: pace.Limit | None = None) -> None:
+    def __init__(
+        self,
+        attempt_id: str,
+        reply: Reply,
+        cancelled: Event,
+        limit: pace.Limit | None = None,
+        first: Phase = Phase.ENCODING_PROMPT,
+    ) -> None:
         self.attempt_id = attempt_id
-        self.phase = Phase.ENCODING_PROMPT
+        self.phase = first
+        self.cancelled = cancelled
         self.timings_s: dict[str, float] = {}
         self.steps_done = 0
         self._reply = reply
-        self._cancelled = cancelled
         self._limit = limit
         self._fastest_s: float | None = None  # of the steps after the first
         self._phase_ended: PhaseEnded | None = None
@@ -46,12 +53,16 @@ class AttemptProgress:
         self.check_cancelled()
         if list(Phase).index(phase) <= list(Phase).index(self.phase):
             return
-        if self._phase_ended is not None:
-            self._phase_ended(self.phase)
+        self.end_phase()
         now = time.perf_counter()
-        self.timings_s[self.phase.value] = now - self._phase_began
         self.phase, self._phase_began, self._step_began = phase, now, now
         self._reply(phase_changed(self.attempt_id, phase))
+
+    def end_phase(self) -> None:
+        """Take the time of the phase that this attempt is in: the last one has none after it."""
+        if self._phase_ended is not None:
+            self._phase_ended(self.phase)
+        self.timings_s[self.phase.value] = time.perf_counter() - self._phase_began
 
     def step_done(self, steps: int) -> None:
         """One more denoising step of `steps` ended. After the last one the decoding begins."""
@@ -65,6 +76,18 @@ class AttemptProgress:
         if self.steps_done == steps:
             self.enter(Phase.DECODING)
 
+    def reached(self, done: int, steps: int) -> None:
+        """`done` of `steps` steps of judging ended, several at once perhaps. They are not held against the limit: how
+        many there are is known only at their end.
+        """
+        now = time.perf_counter()
+        ended = max(1, done - self.steps_done)
+        self.steps_done = max(self.steps_done, done)
+        step_s = (now - self._step_began) / ended
+        self._reply(StepDone(attempt_id=self.attempt_id, step=self.steps_done, steps=steps, step_s=step_s))
+        self._step_began = now
+        self.check_cancelled()
+
     def _check_pace(self, elapsed_s: float, step_s: float, steps: int) -> None:
         if self.steps_done > 1:
             self._fastest_s = min(step_s, self._fastest_s or step_s)
@@ -77,5 +100,5 @@ class AttemptProgress:
         """Raises AttemptFailure(cancelled) after a Cancel. A raise, because StableVideoDiffusionPipeline ignores the
         `_interrupt` flag and the other pipelines still decode after it.
         """
-        if self._cancelled.is_set():
+        if self.cancelled.is_set():
             raise AttemptFailure(FailureClass.CANCELLED, f"cancelled while {self.phase.value}")

@@ -24,8 +24,8 @@ from screentest_worker.weights_folder import WeightsFolder
 SETTINGS: Final[Mapping[str, frozenset[str]]] = {
     "pixels": frozenset(),
     "embedding": frozenset({"dtype", "mu", "tau"}),
-    "vlm": frozenset({"dtype"}),
-    "endpoint": frozenset(),
+    "vlm": frozenset({"dtype", "mode", "longest_side_px"}),
+    "endpoint": frozenset({"concurrency", "tries", "timeout_s", "pause_s", "mode", "longest_side_px"}),
 }
 DTYPES: Final = ("bfloat16", "float16", "float32")
 
