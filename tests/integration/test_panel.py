@@ -17,7 +17,7 @@ from streamlit.testing.v1 import AppTest
 import screentest_ui
 from screentest.errors import Unavailable
 from screentest.records import Estimate, JobState, SkippedLane, Task
-from screentest_ui import panel_link, ports
+from screentest_ui import panel_access, panel_link, ports
 from tests.integration.panel_scheduler import (
     HOSTILE,
     World,
@@ -37,6 +37,12 @@ PNG = (
     b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR\0\0\0\x01\0\0\0\x01\x08\x02\0\0\0\x90wS\xde"
     b"\0\0\0\x0cIDATx\x9cc\xf8\xcf\xc0\0\0\x03\x01\x01\0\xc9\xfe\x92\xef\0\0\0\0IEND\xaeB`\x82"
 )
+
+
+@pytest.fixture(autouse=True)
+def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As `screentest up` starts the panel: AppTest reads no .streamlit/config.toml, and an unknown door is closed."""
+    monkeypatch.setenv(panel_access.BIND, "127.0.0.1")
 
 
 @pytest.fixture
@@ -96,7 +102,7 @@ def table(app: AppTest, column: str) -> list[dict[str, object]]:
         ("queue", "No job runs"),
         ("sweeps", "No sweep yet"),
         ("vitals", "telemetry has published nothing"),
-        ("lanes", "2 lanes, 1 live worker"),
+        ("lanes", "18 lanes, 1 live worker"),
         ("report", "No sweep yet"),
     ],
 )

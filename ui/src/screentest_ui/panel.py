@@ -1,4 +1,4 @@
-"""The panel: its pages, and the banner that says when the scheduler is away. `streamlit run` starts this file."""
+"""The panel: who may in, its pages, and the banner that says when the scheduler is away. `streamlit run` starts it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from screentest_ui import panel_link
+from screentest_ui import panel_access, panel_link
 
 # The folder is not called "pages": Streamlit would take that name for its older way of multi-page apps, and open a
 # bookmarked page of a fresh server without this file (1.67, measured).
@@ -17,6 +17,7 @@ LESS_ROOM_ABOVE = "<style>[data-testid='stMainBlockContainer'] {padding-top: 3.7
 
 st.set_page_config(page_title="Screentest", page_icon=str(ICON), layout="wide")
 st.html(LESS_ROOM_ABOVE)
+panel_access.guard()
 
 page = st.navigation(
     [

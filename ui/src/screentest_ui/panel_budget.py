@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from screentest.records import JobState, LaneVerdict, LaneView, Sweep
+from screentest.records import LaneVerdict, LaneView
 from screentest.rubric import WHOLE_CLIP_KINDS, Rubric
 from screentest_ui.outlook import begins_at
 from screentest_ui.panel_text import UNKNOWN, counted, duration, listed
@@ -111,18 +111,6 @@ def questions(asked: Rubric, tier: str) -> int:
         return 0
     windows = sum(1 if element.kind in WHOLE_CLIP_KINDS else asked.window_count for element in asked.elements)
     return windows * (2 if tier == "c" else 1)
-
-
-def left_s(sweep: Sweep, expected: Iterable[tuple[JobState, float | None, float | None]]) -> float | None:
-    """Seconds until the last open job of a sweep ends, from (state, wait, run) of each; None = somebody is unknown."""
-    ends = []
-    for state, wait_s, run_s in expected:
-        if state.is_terminal:
-            continue
-        if run_s is None:
-            return None
-        ends.append((wait_s or 0.0) + run_s)
-    return max(ends) if ends and not sweep.over else None
 
 
 def _sum_words(words: str, amount: float, unknown: tuple[str, ...]) -> str:

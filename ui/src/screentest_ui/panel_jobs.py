@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import streamlit as st
 
 from screentest.records import Job, Sweep
 from screentest_ui import panel_link
 from screentest_ui.panel_queue import AT_WORK, JobCard, trail
-from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, plain
+from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, counted, plain
 
 SWEEPS_KEPT_S = 3.0
 # A job's view is folded from its events at every call: a sweep of 1,000 jobs is listed every 11 s, one of ten
@@ -17,18 +19,29 @@ JOBS_KEPT_S_EACH = 0.01
 _TRAIL = {"done": ":gray[{}]", "now": "**{}**", "ahead": ":gray[{}]"}
 
 
-def open_jobs() -> list[Job]:
-    """The jobs of the sweeps that are not over; those at work as they stand now."""
+def open_sweeps() -> list[Sweep]:
+    """The sweeps in which something is still to do, also judgements alone."""
     sweeps = panel_link.kept("sweeps", SWEEPS_KEPT_S, lambda: panel_link.scheduler().list_sweeps())
-    jobs = [job for sweep in sweeps if not sweep.over for job in jobs_of(sweep)]
-    return [now(job) for job in jobs]
+    return [sweep for sweep in sweeps if not sweep.over or is_judged_now(sweep)]
+
+
+def is_judged_now(sweep: Sweep) -> bool:
+    return sweep.scoring is not None and bool(sweep.scoring.counts.queued or sweep.scoring.counts.running)
 
 
 def jobs_of(sweep: Sweep, *, anew: bool = False) -> tuple[Job, ...]:
-    """The sweep's jobs, at most a few seconds old; ``anew`` asks in any case."""
+    """The jobs that make the sweep's clips, at most a few seconds old; ``anew`` asks in any case."""
     sweep_id = sweep.record.sweep_id
     kept_s = 0.0 if anew else JOBS_KEPT_S + JOBS_KEPT_S_EACH * sweep.counts.total
     return panel_link.kept(f"jobs_{sweep_id}", kept_s, lambda: panel_link.scheduler().list_jobs(sweep_id))
+
+
+def judge_jobs_of(sweep: Sweep) -> tuple[Job, ...]:
+    """The jobs that judge this sweep now; none while nothing is judged."""
+    if not is_judged_now(sweep):
+        return ()
+    sweep_id = sweep.record.sweep_id
+    return panel_link.kept(f"judging_{sweep_id}", JOBS_KEPT_S, lambda: panel_link.scheduler().list_judge_jobs(sweep_id))
 
 
 def now(job: Job) -> Job:
@@ -63,3 +76,12 @@ def cancel_job(job_id: str) -> None:
     with panel_link.errors_told():
         panel_link.scheduler().cancel_job(job_id)
         st.toast(f"Cancel requested for job {plain(job_id)}")
+
+
+def retry_jobs(job_ids: Sequence[str]) -> None:
+    """A new job for each cell; the first that cannot be tried again says why."""
+    with panel_link.errors_told():
+        for job_id in job_ids:
+            panel_link.scheduler().retry_job(job_id)
+        st.toast(f"{counted(len(job_ids), 'job')} queued again")
+        st.rerun()

@@ -72,6 +72,11 @@ def kept(key: str, for_s: float, ask: Callable[[], T]) -> T:
     return cast("T", answer)
 
 
+def forget(key: str) -> None:
+    """What was kept under this key is asked for again."""
+    st.session_state.pop(key, None)
+
+
 @contextmanager
 def errors_shown() -> Iterator[None]:
     """Shows what went wrong in place of the part of the page that needed the answer; the rest of the page stays."""

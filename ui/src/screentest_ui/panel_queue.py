@@ -18,6 +18,7 @@ _PHASE_WORDS = {
     "decoded": "decoded, the device is free",
     "encoding": "writing the MP4",
     "uploading": "uploading the clip",
+    "judging": "judging",
 }
 AT_WORK = (JobState.RUNNING, JobState.ENDED)
 _AHEAD = (JobState.QUEUED, JobState.ADMITTED)
@@ -104,6 +105,18 @@ def _expected(job: Job) -> str:
     parts = [f"starts in about {duration(job.expected_wait_s)}"] if job.expected_wait_s else []
     parts += [f"takes about {duration(job.expected_run_s)}"] if job.expected_run_s is not None else []
     return ", ".join(parts)
+
+
+def left_words(jobs: Iterable[Job]) -> str:
+    """When a sweep's last open job is expected to end, in words; "" where somebody's time is unknown."""
+    ends = []
+    for job in jobs:
+        if job.state.is_terminal:
+            continue
+        if job.expected_run_s is None:
+            return ""
+        ends.append((job.expected_wait_s or 0.0) + job.expected_run_s)
+    return f"about {duration(max(ends))} left" if ends else ""
 
 
 def reasons(jobs: Sequence[WaitingJob]) -> tuple[tuple[str, int], ...]:

@@ -9,10 +9,13 @@ import posixpath
 import re
 import zipfile
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from html.parser import HTMLParser
 from urllib.parse import unquote, urlsplit
 
 from screentest.records import Job
+from screentest_ui.panel_text import moment
 
 _LINKS = frozenset({"src", "href", "poster"})
 _CSP_SOURCES = re.compile(r"((?:img|media)-src)\b")
@@ -71,18 +74,35 @@ def _opened(page: str, hosts: str) -> str:
     return head + mark + _CSP_SOURCES.sub(rf"\1 {hosts}", policy) + end + body if mark else page
 
 
-def composed_findings(document: bytes) -> dict[str, str]:
-    """The words that a report was composed with, by row: job ids, and ``note:<slug>`` of its operator notes.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Revision:
+    """What ``report.json`` says of itself. ``findings``: as composed, by row: job ids and ``note:<slug>``."""
 
-    A report of another version, or a damaged one, has none.
-    """
+    number: int
+    is_final: bool
+    published_at: datetime
+    findings: Mapping[str, str]
+
+    @property
+    def words(self) -> str:
+        state = "final" if self.is_final else "the sweep goes on"
+        return f"Revision {self.number}, {state}, published {moment(self.published_at)}"
+
+
+def revision_of(document: bytes) -> Revision | None:
+    """None for a report of another version, or a damaged one."""
     try:
         content = json.loads(document)
-        rows = {row["job_id"]: row["finding"] for row in content["table"]}
-        notes = {note["row"]: note["text"] for note in content.get("notes", ())}
+        rows = {row["job_id"]: row["finding_original"] for row in content["rows"]}
+        notes = {note["id"]: note["original"] or note["text"] for note in content["operator_notes"]}
+        return Revision(
+            number=int(content["revision"]),
+            is_final=bool(content["final"]),
+            published_at=datetime.fromisoformat(content["published_at"]),
+            findings={**rows, **notes},
+        )
     except (ValueError, KeyError, TypeError):
-        return {}
-    return {**rows, **notes}
+        return None
 
 
 def folder(files: Mapping[str, bytes]) -> bytes:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import streamlit as st
 
 from screentest import rubric
 from screentest.records import RubricRef
 from screentest.rubric import MAX_ELEMENTS, MIN_ELEMENTS, Rubric, prompt_sha256
-from screentest_ui import panel_link, panel_rubric
+from screentest_ui import panel_access, panel_link, panel_rubric
 from screentest_ui.panel_text import plain, shortened
 
 KEPT = "rubrics"  # in the session and in the draft of the form: Desk by hash of the prompt
@@ -72,7 +73,7 @@ def show_editor(prompt: str, desk: Desk) -> None:
         key=f"elements-{sha256[:12]}-{desk.filling}",
         num_rows="dynamic",
         hide_index=True,
-        column_config=_element_columns(len(desk.base.beats)),
+        column_config=_element_columns(),
         alt="The elements of the rubric",
     )
     beats = st.data_editor(
@@ -94,7 +95,7 @@ def show_editor(prompt: str, desk: Desk) -> None:
     show_state(prompt, now)
 
 
-def _element_columns(beats: int) -> dict[str, object]:
+def _element_columns() -> dict[str, Any]:
     column = st.column_config
     return {
         "id": column.TextColumn("Id", pinned=True),
@@ -132,7 +133,10 @@ def show_state(prompt: str, now: Rubric) -> None:
 
 def show_approval(prompt: str, now: Rubric) -> None:
     missing = panel_rubric.approval_problem(now)
-    name = st.text_input("Your name", key=PERSON, persist_state="session", max_chars=80, width=220)
+    # Who is logged in approves in no other name.
+    name = panel_access.person() or st.text_input(
+        "Your name", key=PERSON, persist_state="session", max_chars=80, width=220
+    )
     approve = st.button(
         "Approve it",
         key=f"approve-{prompt_sha256(prompt)[:12]}",

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from itertools import pairwise
 
-from screentest.records import GpuSample, HostSample, VitalsBatch
+from screentest.folding import status
+from screentest.records import GpuSample, HostSample, Job, JobState, VitalsBatch
 
 GIB = 2**30
 GAP_S = 5.0  # telemetry publishes each second: a longer silence is a gap in the curve, not a line across it
@@ -51,6 +52,39 @@ class Figure:
     last: float | None
     p95: float | None
     peak: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One attempt on the time axis; ``ended_at`` is now for one that runs."""
+
+    job: str
+    attempt: int
+    status: str
+    started_at: datetime
+    ended_at: datetime
+
+
+def spans(jobs: Iterable[Job], now: datetime) -> tuple[Span, ...]:
+    """Every started attempt, in the order in which they began."""
+    found = [
+        Span(
+            job=f"{job.spec.lane_title}, seed {job.spec.seed}",
+            attempt=attempt.attempt,
+            status=status(job.state) if attempt is job.attempts[-1] else "tried again",
+            started_at=attempt.started.at,
+            ended_at=attempt.ended.at if attempt.ended is not None else now,
+        )
+        for job in jobs
+        for attempt in job.attempts
+        if attempt.started is not None and (attempt.ended is not None or job.state is JobState.RUNNING)
+    ]
+    return tuple(sorted(found, key=lambda span: span.started_at))
+
+
+def within(batches: Iterable[VitalsBatch], from_at: datetime, to_at: datetime) -> tuple[VitalsBatch, ...]:
+    """The batches of a stretch of time, both ends included."""
+    return tuple(batch for batch in batches if from_at <= batch.stamp.at <= to_at)
 
 
 def merge(known: Sequence[VitalsBatch], fresh: Iterable[VitalsBatch], last_s: float) -> tuple[VitalsBatch, ...]:

@@ -223,7 +223,10 @@ class _Builder:
                 *(f"--{name}={value}" for name, value in options.items()),
             ),
             log_path=self._home.log_file("panel"),
-            env=client_settings(self._home, self._ports),
+            env={
+                **client_settings(self._home, self._ports),
+                "SCREENTEST_MODELS_DIR": str(self._wanted.weights_dir),
+            },
             cwd=page.parent,
         )
 

@@ -1,17 +1,27 @@
-"""Queue: what the devices do now, how far each job is, and why the others wait."""
+"""Queue: what the devices do now, how far each job is, why the others wait, and which sweep goes first."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 from typing import Literal
 
 import streamlit as st
 
-from screentest.records import DeviceView, Job
+from screentest.records import DeviceView, Job, Sweep
 from screentest_ui import panel_link
-from screentest_ui.panel_jobs import cancel_job, open_jobs, show_job
-from screentest_ui.panel_queue import DeviceCard, WaitingJob, at_work, device_card, reasons, waiting
-from screentest_ui.panel_text import counted, plain
+from screentest_ui.panel_jobs import cancel_job, jobs_of, judge_jobs_of, now, open_sweeps, retry_jobs, show_job
+from screentest_ui.panel_queue import (
+    DeviceCard,
+    WaitingJob,
+    at_work,
+    device_card,
+    left_words,
+    reasons,
+    waiting,
+)
+from screentest_ui.panel_sweep import retryable
+from screentest_ui.panel_text import counted, plain, tally
 
 EVERY_S = 1.0
 MOST_WAITING = 50  # lines shown; the reasons above them count all
@@ -64,10 +74,65 @@ def show_devices(devices: Sequence[DeviceView], jobs: Sequence[Job], lane_titles
             show_device(device_card(view, by_id, lane_titles))
 
 
+def show_sweeps(sweeps: Sequence[Sweep], jobs: dict[str, tuple[Job, ...]]) -> None:
+    """One line for each sweep that is not over: how far, how long still, pause, priority, and what failed in it."""
+    if not sweeps:
+        return
+    st.subheader(counted(len(sweeps), "open sweep"))
+    for sweep in sweeps:
+        with st.container(border=True):
+            show_sweep(sweep, jobs[sweep.record.sweep_id])
+
+
+def show_sweep(sweep: Sweep, jobs: Sequence[Job]) -> None:
+    sweep_id = sweep.record.sweep_id
+    with st.container(horizontal=True, vertical_alignment="center"):
+        st.markdown(f"**{plain(sweep.record.spec.title)}**", width="content")
+        if sweep.paused:
+            st.badge("paused", color="violet", help="What runs goes on; nothing more of it is admitted.")
+        if sweep.priority:
+            st.badge(f"priority {sweep.priority}", color="blue")
+    st.caption(plain("; ".join(filter(None, (tally(sweep), left_words(jobs))))))
+    with st.container(horizontal=True, vertical_alignment="center"):
+        label, icon = ("Resume", ":material/play_arrow:") if sweep.paused else ("Pause", ":material/pause:")
+        if st.button(label, key=f"pause-{sweep_id}", icon=icon):
+            pause(sweep)
+        if st.button("Earlier", key=f"up-{sweep_id}", icon=":material/arrow_upward:", help="Priority + 1: first."):
+            set_priority(sweep, sweep.priority + 1)
+        if st.button("Later", key=f"down-{sweep_id}", icon=":material/arrow_downward:", help="Priority - 1: last."):
+            set_priority(sweep, sweep.priority - 1)
+        failed = retryable(jobs)
+        if failed and st.button(f"Retry {counted(len(failed), 'failed job')}", key=f"retry-{sweep_id}"):
+            retry_jobs(failed)
+        st.page_link("panel_pages/sweeps.py", label="Open", query_params={"sweep": sweep_id})
+
+
+def pause(sweep: Sweep) -> None:
+    with panel_link.errors_told():
+        panel_link.scheduler().pause_sweep(sweep.record.sweep_id, paused=not sweep.paused)
+        changed()
+
+
+def set_priority(sweep: Sweep, priority: int) -> None:
+    with panel_link.errors_told():
+        panel_link.scheduler().set_priority(sweep.record.sweep_id, priority)
+        changed()
+
+
+def changed() -> None:
+    """The list of sweeps is asked for again at once, not when it is old."""
+    panel_link.forget("sweeps")
+    st.rerun(scope="fragment")
+
+
 @st.fragment(run_every=EVERY_S)
 def live() -> None:
     with panel_link.errors_shown():
-        devices, jobs = panel_link.scheduler().list_gpus(), open_jobs()
+        sweeps = open_sweeps()
+        by_sweep = {sweep.record.sweep_id: jobs_of(sweep) for sweep in sweeps}
+        devices = panel_link.scheduler().list_gpus()
+        judging = [job for sweep in sweeps for job in judge_jobs_of(sweep)]
+        jobs = [now(job) for job in (*chain.from_iterable(by_sweep.values()), *judging)]
         titles = {job.spec.lane_id: job.spec.lane_title for job in jobs}
         show_devices(devices, jobs, titles)
         working = at_work(jobs)
@@ -76,6 +141,7 @@ def live() -> None:
             st.caption("No job runs. Submit a sweep to see it here.")
         for card in working:
             show_job(card)
+        show_sweeps(sweeps, by_sweep)
         show_waiting(waiting(jobs))
 
 

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import streamlit as st
 
 from screentest.records import ArtifactKind, Sweep
 from screentest_ui import panel_link
 from screentest_ui.panel_artifacts import Link, Wanted, fetched, links, newest
-from screentest_ui.panel_report import clip_jobs, files_of, folder, with_links
+from screentest_ui.panel_report import Revision, clip_jobs, files_of, folder, revision_of, with_links
 from screentest_ui.panel_text import file_size, moment, plain, tally
 
 EVERY_S = 5.0
 # Fixed: Streamlit measures a page with a script of its own, which the report's content policy rightly forbids.
 HEIGHT_PX = 1200
 DOCUMENTS = ("index.html", "report.md", "report.json")
+_SHOWN = "report_shown"
 
 
 def choose(sweeps: Sequence[Sweep]) -> Sweep:
@@ -38,13 +40,30 @@ def label(sweep: Sweep) -> str:
     return f"{sweep.record.spec.title} ({moment(sweep.record.submitted_at)}, {tally(sweep)})"
 
 
-def page_of(sweep_id: str, link: Link) -> str:
-    """The report's page; fetched again only when another revision stands in the depot."""
-    known_sha256, page = st.session_state.get("report_page", ("", ""))
-    if not link.sha256 or known_sha256 != link.sha256:
-        page = fetched(link).decode()
-        st.session_state["report_page"] = (link.sha256, page)
-    return str(page)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """The revision that a person reads: it stays until they ask for a newer one, with its players where they are."""
+
+    sweep_id: str
+    sha256: str
+    page: str
+    revision: Revision | None
+
+
+def shown_revision(sweep_id: str, newest_link: Link) -> Shown:
+    """What stands on the page; a sweep's first look takes what is newest."""
+    known: Shown | None = st.session_state.get(_SHOWN)
+    if known is None or known.sweep_id != sweep_id:
+        known = read_revision(sweep_id, newest_link)
+        st.session_state[_SHOWN] = known
+    return known
+
+
+def read_revision(sweep_id: str, link: Link) -> Shown:
+    page = fetched(link).decode()
+    document = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="report.json"))
+    revision = revision_of(fetched(document)) if document.url else None
+    return Shown(sweep_id=sweep_id, sha256=link.sha256, page=page, revision=revision)
 
 
 def wanted_files(sweep_id: str, names: Sequence[str]) -> dict[str, Wanted]:
@@ -91,15 +110,34 @@ def packed(sweep_id: str, page: str) -> bytes:
     return folder(files)
 
 
+@st.fragment(run_every=EVERY_S)
+def show_revision(sweep_id: str, seen_sha256: str) -> None:
+    """Says when a newer revision is out. A small part of its own: the page below it is not drawn again for that."""
+    with panel_link.errors_shown():
+        link = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=DOCUMENTS[0]))
+        known: Shown | None = st.session_state.get(_SHOWN)
+        if known is not None and known.revision is not None:
+            st.caption(plain(known.revision.words))
+        if not seen_sha256 and link.url:
+            st.rerun(scope="app")
+        if seen_sha256 and link.sha256 and link.sha256 != seen_sha256:
+            st.info("A newer revision is published.", icon=":material/new_releases:")
+            if st.button("Read the newest revision", key="newest", type="primary", icon=":material/publish:"):
+                st.session_state.pop(_SHOWN, None)
+                st.rerun(scope="app")
+
+
 def show_report(sweep_id: str) -> None:
     with panel_link.errors_shown():
         link = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=DOCUMENTS[0]))
         if not link.url:
+            show_revision(sweep_id, "")
             st.info(plain(f"No report of this sweep yet: {link.trouble}"), icon=":material/hourglass:")
             return
-        page = page_of(sweep_id, link)
-        downloads(sweep_id, page)
-        shown = with_links(page, {name: found.url for name, found in urls_of(sweep_id, page).items()})
+        known = shown_revision(sweep_id, link)
+        show_revision(sweep_id, known.sha256)
+        downloads(sweep_id, known.page)
+        shown = with_links(known.page, {name: found.url for name, found in urls_of(sweep_id, known.page).items()})
         st.iframe(shown, height=HEIGHT_PX, alt="The report")
 
 
@@ -107,8 +145,6 @@ st.title("Report")
 with panel_link.errors_shown():
     known = panel_link.scheduler().list_sweeps()
     if known:
-        opened = choose(known)
-        is_final = opened.settled is not None
-        st.fragment(show_report, run_every=None if is_final else EVERY_S)(opened.record.sweep_id)
+        show_report(choose(known).record.sweep_id)
     else:
         st.info("No sweep yet. Submit one; its report is published while it runs.")

@@ -234,7 +234,8 @@ def ask_run(lanes: Sequence[LaneView]) -> tuple[str, Weights, bool]:
     st.session_state.setdefault("seeds", "42")
     st.session_state.setdefault("weights", panel_form.usual_weights(lanes))
     seeds_text = left.text_input("Seeds", key="seeds", help="Whole numbers, separated by commas.") or ""
-    weights = right.selectbox("Weights", tuple(Weights), format_func=weights_words, key="weights")
+    choices: tuple[Weights, ...] = tuple(Weights)
+    weights = right.selectbox("Weights", choices, index=0, format_func=weights_words, key="weights")
     skip = st.radio(
         "When a lane cannot take part",
         [True, False],

@@ -15,11 +15,11 @@ from screentest.records import ArtifactKind, Job, Sweep
 from screentest_ui import panel_link
 from screentest_ui.panel_artifacts import Link, Wanted, fetched, links, newest
 from screentest_ui.panel_clips import log_of, show_clips, show_side_by_side
-from screentest_ui.panel_jobs import jobs_of, now, show_job
+from screentest_ui.panel_jobs import jobs_of, now, retry_jobs, show_job
 from screentest_ui.panel_judging import show_judging
 from screentest_ui.panel_queue import at_work, reasons, waiting
 from screentest_ui.panel_rating import show_findings, show_pairs, show_rating
-from screentest_ui.panel_report import composed_findings
+from screentest_ui.panel_report import revision_of
 from screentest_ui.panel_sweep import (
     ClipCard,
     EndingCard,
@@ -185,7 +185,7 @@ def show_actions(sweep: Sweep, jobs: Sequence[Job]) -> None:
                     cancel_sweep(sweep_id)
         failed = retryable(jobs)
         if failed and st.button(f"Retry {counted(len(failed), 'failed job')}", icon=":material/replay:", key="retry"):
-            retry(failed)
+            retry_jobs(failed)
         st.page_link(
             "panel_pages/report.py", label="Report", icon=":material/article:", query_params={"sweep": sweep_id}
         )
@@ -234,9 +234,10 @@ def composed(sweep_id: str) -> dict[str, str]:
     """The words of the newest report by row; none while it is not out, then the model table's own stand."""
     document = Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="report.json")
     try:
-        return composed_findings(fetched(newest(document)))
+        revision = revision_of(fetched(newest(document)))
     except ScreentestError:
         return {}
+    return dict(revision.findings) if revision is not None else {}
 
 
 def show_endings(cards: Sequence[EndingCard]) -> None:
@@ -256,7 +257,7 @@ def show_endings(cards: Sequence[EndingCard]) -> None:
                 if not card.can_retry:
                     st.caption("tried again since")
                 elif st.button("Retry", key=f"retry-{card.job_id}", icon=":material/replay:"):
-                    retry([card.job_id])
+                    retry_jobs([card.job_id])
             if card.has_log and st.toggle("Last lines of the log", key=f"log-{card.job_id}"):
                 show_log(logs[log_of(card.job_id)])
     if len(cards) > len(visible):
@@ -277,13 +278,6 @@ def cancel_sweep(sweep_id: str) -> None:
     with panel_link.errors_told():
         jobs = panel_link.scheduler().cancel_sweep(sweep_id)
         st.toast(f"Cancel requested for {counted(jobs, 'job')}")
-
-
-def retry(job_ids: Sequence[str]) -> None:
-    with panel_link.errors_told():
-        for job_id in job_ids:
-            panel_link.scheduler().retry_job(job_id)
-        st.rerun()
 
 
 opened = st.query_params.get("sweep", "")
