@@ -249,7 +249,11 @@ class History:
         outcome = success(self.spec, flags)
         artifact = clip or outcome.artifacts[0]
         self.start(rung=rung).wait(latency_s).end(replace(outcome, artifacts=(artifact,)))
-        return self._append(JobState.COMPLETED, Completed(clip=artifact))
+        return self.succeed(artifact)
+
+    def succeed(self, clip: Artifact | None = None) -> History:
+        """The terminal event after an attempt that made the clip."""
+        return self._append(JobState.COMPLETED, Completed(clip=clip or clip_of(self.spec)))
 
     def fail(self, failure_class: FailureClass, cause: str = "", fix: str = "", latency_s: float = 5) -> History:
         self.start().wait(latency_s).end(failure(failure_class, cause, fix))

@@ -2,33 +2,53 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import re
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from html.parser import HTMLParser
+from importlib import resources
 
 import pytest
 
 from screentest.records import (
     DeviceProof,
     FailureClass,
+    FindingEdited,
     JobSpec,
     Keyframe,
     Process,
     ProofKind,
     SkippedLane,
+    SweepEvent,
     SweepRecord,
     Task,
     Weights,
 )
-from screentest_reporter import case_study, narrative
+from screentest_reporter import case_study, document, narrative, notes, page
 from screentest_reporter.case_study import CaseStudy, Material
 from screentest_reporter.model_table import Pictures
 from screentest_reporter.publish import draft_of
 from screentest_reporter.sweeps import SweepState
-from tests.made_sweeps import BEGAN_AT, RUNNER, History, plan, proof, record, retry_of, settled, specs, submitted
+from screentest_ui.panel_report import files_of
+from tests import made_case_study
+from tests.made_sweeps import (
+    BEGAN_AT,
+    RUNNER,
+    History,
+    clip_of,
+    plan,
+    proof,
+    record,
+    retry_of,
+    settled,
+    specs,
+    stamp,
+    submitted,
+)
 
 WAN = plan("wan2-1-t2v-1-3b", "Wan 2.1 T2V 1.3B")
 SVD = plan("svd-xt", "Stable Video Diffusion XT", Task.I2V)
@@ -78,14 +98,25 @@ class Tags(HTMLParser):
         super().__init__()
         self.found: list[tuple[str, dict[str, str | None]]] = []
         self.headings: list[str] = []
-        self._in_heading = False
+        self.scripts: list[str] = []
+        self.sources: list[str | None] = []
+        self._in_heading = self._in_script = False
         self.feed(page)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.found.append((tag, dict(attrs)))
         self._in_heading = tag in {"h1", "h2"}
+        self.sources += [value for name, value in attrs if name == "src"]
+        self._in_script = tag == "script" and ("type", "application/json") not in attrs
+        if self._in_script:
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_script = False
 
     def handle_data(self, data: str) -> None:
+        if self._in_script:
+            self.scripts[-1] += data
         if self._in_heading:
             self.headings.append(data)
             self._in_heading = False
@@ -96,7 +127,7 @@ class Tags(HTMLParser):
 
 def test_sections_stand_in_the_order_of_the_case_study() -> None:
     sweep = record([WAN, SVD], skipped=[SkippedLane(lane_id="x", lane_title="X", reason="no keyframe")])
-    headings = Tags(case_study.render_html(study_of(state_of(sweep, done(sweep, 1), [FREE])))).headings
+    headings = Tags(page.render_html(study_of(state_of(sweep, done(sweep, 1), [FREE])))).headings
     assert headings == [
         "The Architect's Stillness: a 2-model sweep",
         "What the sweep proved",
@@ -104,60 +135,109 @@ def test_sections_stand_in_the_order_of_the_case_study() -> None:
         "Contact sheets",
         "Outcome by model",
         "Left out before queueing",
-        "What to fix before the next sweep",
+        "What each lane shows of the prompt",
+        "What a better clip costs",
         "The machine while it ran",
+        "What every attempt cost",
+        "What to fix before the next sweep",
         "Where these numbers come from",
     ]
 
 
-@pytest.mark.parametrize("where", ["title", "prompt", "cause"])
+@pytest.mark.parametrize("where", ["title", "prompt", "cause", "lane", "finding", "note", "file"])
 def test_other_peoples_text_stays_text(where: str) -> None:
-    texts = {"title": "t", "prompt": "p", "cause": "c"} | {where: HOSTILE}
-    sweep = record([WAN], title=texts["title"], prompts=[texts["prompt"]])
-    (spec,) = specs(sweep)
-    study = study_of(state_of(sweep, [History(spec).fail(FailureClass.CRASHED, texts["cause"])], [FREE]))
-    page = case_study.render_html(study)
-    tags = Tags(page)
-    assert "script" not in tags.names() and "49" not in re.findall(r"\b49\b", page)
+    said = {**dict.fromkeys(("title", "prompt", "cause", "lane", "finding", "note", "file"), "plain"), where: HOSTILE}
+    sweep = record([plan("wan", said["lane"]), SVD], title=said["title"], prompts=[said["prompt"]])
+    wan, svd = specs(sweep)
+    clip = replace(clip_of(svd), key=f"{sweep.sweep_id}/clips/{said['file'].replace('/', '')}.mp4")
+    histories = [History(wan).fail(FailureClass.CRASHED, said["cause"]), History(svd).complete(clip=clip)]
+    state = state_of(sweep, histories, [FREE])
+    edit(state, svd.job_id, said["finding"])
+    edit(state, "note:added", said["note"])
+    study = study_of(state)
+    shown = page.render_html(study)
+    tags = Tags(shown)
+    assert is_ours(tags) and "49" not in re.findall(r"\b49\b", shown.partition("<script>")[0])
     assert not [attribute for _, attributes in tags.found for attribute in attributes if attribute.startswith("on")]
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
-    assert "<script" not in case_study.render_markdown(study).replace("\\<script", "")
+    assert "&lt;script&gt;alert(1)&lt;" in shown
+    assert "<script" not in page.render_markdown(study).replace("\\<script", "")
 
 
-def test_page_may_run_nothing_and_fetch_only_its_own_files() -> None:
-    sweep = record([WAN])
-    page = case_study.render_html(study_of(state_of(sweep, done(sweep), [FREE])))
-    tags = Tags(page)
+def is_ours(tags: Tags) -> bool:
+    """Whether the page's policy knows every script that stands in it, and there is no other style or picture."""
     policy = next(a["content"] for t, a in tags.found if a.get("http-equiv") == "Content-Security-Policy") or ""
-    assert policy.startswith("default-src 'none';") and "script-src" not in policy and "unsafe" not in policy
-    links = [value for _, attributes in tags.found for name, value in attributes.items() if name in {"src", "href"}]
-    assert links and all(value and "//" not in value for value in links)
-    assert not [attributes for _, attributes in tags.found if "style" in attributes]  # the policy would block it
+    hashes = ["sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in tags.scripts]
+    return bool(hashes) and all(f"'{found}'" in policy for found in hashes) and "x" not in tags.sources
+
+
+def test_a_title_in_the_plots_cannot_leave_its_script_element() -> None:
+    text = page.script_json({"title": f"{HOSTILE}<!--"})
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == {"title": f"{HOSTILE}<!--"}
+
+
+def edit(state: SweepState, row: str, text: str, by: str = "ada") -> None:
+    body = FindingEdited(row=row, text=text, by=by)
+    event = SweepEvent(event_id=f"edit-{row}", sweep_id=state.sweep_id, stamp=stamp(90), body=body)
+    assert state.apply_sweep_event(event, state.last_sequence + 1)
+
+
+def test_page_may_run_only_its_own_scripts_and_fetch_only_its_own_files() -> None:
+    for study in (made_case_study.study(made_case_study.sweep()), study_of(state_of(record([WAN]), []))):
+        tags = Tags(page.render_html(study))
+        policy = next(a["content"] for t, a in tags.found if a.get("http-equiv") == "Content-Security-Policy") or ""
+        assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+        assert is_ours(tags)
+        links = [value for _, attributes in tags.found for name, value in attributes.items() if name in {"src", "href"}]
+        assert links and all(value and "//" not in value for value in links)
+        assert not [attributes for _, attributes in tags.found if "style" in attributes]  # the policy would block it
+
+
+def test_panel_may_replace_links_without_touching_a_script() -> None:
+    """It rewrites `href="#` and `="<file>"` in the whole page: in a script that would break the script's hash."""
+    shown = page.render_html(made_case_study.study(made_case_study.sweep()))
+    scripts = "".join(Tags(shown).scripts)
+    assert 'href="#' not in scripts and '="clips/' not in scripts
+    assert set(files_of(shown)) >= {"report.json", "report.md"}
+
+
+def test_plotly_is_embedded_once_and_only_where_something_is_plotted() -> None:
+    with_plots = page.render_html(made_case_study.study(made_case_study.sweep()))
+    without = page.render_html(study_of(state_of(record([WAN]), [])))
+    assert with_plots.count("plotly.js (basic - minified)") == 1
+    assert "plotly.js (basic - minified)" not in without
+    assert len(with_plots) < 2 * 2**20
+
+
+def test_plotly_is_the_file_that_its_readme_names() -> None:
+    folder = resources.files("screentest_reporter").joinpath("vendor")
+    found = hashlib.sha256(folder.joinpath(page.PLOTLY).read_bytes()).hexdigest()
+    assert found in folder.joinpath("README.md").read_text()
 
 
 def test_random_weights_are_said_on_title_cards_and_rows() -> None:
     sweep = record([WAN])
     study = study_of(state_of(sweep, done(sweep), [FREE]))
-    page = case_study.render_html(study)
-    assert page.count('class="badge') == 3
-    assert narrative.RANDOM_WEIGHTS_BADGE in case_study.render_markdown(study)
+    assert page.render_html(study).count('class="badge') == 3
+    assert narrative.RANDOM_WEIGHTS_BADGE in page.render_markdown(study)
     real = record([WAN], weights=Weights.HUB)
-    assert "random weights" not in case_study.render_html(study_of(state_of(real, done(real), [FREE])))
+    assert "random weights" not in page.render_html(study_of(state_of(real, done(real), [FREE])))
 
 
 def test_json_has_every_row_and_survives_a_round_trip_to_the_next_revision() -> None:
     sweep = record([WAN, SVD])
     state = state_of(sweep, done(sweep, 1), [FREE])
-    pictures = {"job-0": Pictures(sheet="sheets/job-0.jpg", poster="posters/job-0.jpg")}
-    names = ["sheets/job-0.jpg", "posters/job-0.jpg", "index.html"]
+    kinds = {"sheet": "sheets/job-0.jpg", "poster": "posters/job-0.jpg", "strip": "strips/job-0.jpg"}
+    pictures = {"job-0": Pictures(**kinds)}
+    names = [*kinds.values(), "index.html"]
     files = [{"name": name, "sha256": "a", "size_bytes": 1, "content_type": "x"} for name in names]
-    document = json.loads(case_study.json_text(case_study.to_json(study_of(state, pictures), files)))
-    assert [row["status"] for row in document["rows"]] == ["completed", "failed"]
-    assert document["rows"][0]["clip"]["file"].startswith("clips/wan2-1-t2v-1-3b-job-0-1-")
-    assert (document["schema"], document["final"]) == ("report/1", True)
-    draft = draft_of(document)
+    content = json.loads(document.json_text(document.to_json(study_of(state, pictures), files)))
+    assert [row["status"] for row in content["rows"]] == ["completed", "failed"]
+    assert content["rows"][0]["clip"]["file"].startswith("clips/wan2-1-t2v-1-3b-job-0-1-")
+    assert (content["schema"], content["final"]) == ("report/1", True)
+    draft = draft_of(content)
     assert draft.pictures == {"job-0": ("c" * 64, pictures["job-0"])}
-    assert (draft.revision, set(draft.files)) == (3, {"sheets/job-0.jpg", "posters/job-0.jpg"})
+    assert (draft.revision, set(draft.files)) == (3, set(kinds.values()))
 
 
 def closing(*proofs: DeviceProof) -> str:
@@ -184,7 +264,7 @@ def test_running_sweep_has_no_closing_line() -> None:
     first, second = specs(sweep)
     study = study_of(state_of(sweep, [History(first).complete(), History(second)]))
     assert (study.closing, study.final) == (None, False)
-    assert study.proved[0] == "The sweep is still running: 1 of 2 jobs terminal so far."
+    assert study.readings[0].sentences[0].text == "The sweep is still running: 1 of 2 jobs terminal so far."
 
 
 def test_a_retry_after_the_settlement_makes_the_report_unfinished() -> None:
@@ -205,13 +285,17 @@ def test_operator_notes_prefer_the_fix_of_the_event() -> None:
     ]
     texts = [(note.models, note.text) for note in study_of(state_of(sweep, histories, [FREE])).notes]
     assert texts == [
-        (("Wan 2.1 T2V 1.3B",), "Start at rung group_offload."),
-        (("Stable Video Diffusion XT",), "Add a low-memory rung, or ask for fewer frames or a smaller size."),
+        (("Wan 2.1 T2V 1.3B",), "Start at rung group_offload. It was: CUDA out of memory (5.00s)."),
+        (
+            ("Stable Video Diffusion XT",),
+            "Add a low-memory rung, or ask for fewer frames or a smaller size. It was: CUDA out of memory (5.00s).",
+        ),
     ]
 
 
 def test_every_failure_class_that_needs_a_person_has_advice() -> None:
-    assert set(FailureClass) - set(narrative.ADVICE) == {FailureClass.CANCELLED}
+    assert set(FailureClass) - set(notes.ADVICE) == {FailureClass.CANCELLED}
+    assert set(narrative.FAMILY) == set(FailureClass)
 
 
 def test_keyframe_that_cannot_be_shown_says_why() -> None:
@@ -219,8 +303,8 @@ def test_keyframe_that_cannot_be_shown_says_why() -> None:
     sweep = record([SVD], keyframe=keyframe)
     material = Material(recordings={}, pictures={}, keyframe=Pictures(error="it is gone"))
     state = state_of(sweep, done(sweep), [FREE])
-    page = case_study.render_html(case_study.build(state, material, revision=1, published_at=BEGAN_AT, epoch="epoch"))
-    assert "cannot be shown, it is gone" in page
+    study = case_study.build(state, material, revision=1, published_at=BEGAN_AT, epoch="epoch")
+    assert "cannot be shown, it is gone" in page.render_html(study)
 
 
 def calls_to_render(jobs: int) -> int:
@@ -236,9 +320,9 @@ def calls_to_render(jobs: int) -> int:
     sys.setprofile(count_one)
     try:
         study = study_of(state)
-        case_study.render_html(study)
-        case_study.render_markdown(study)
-        case_study.json_text(case_study.to_json(study, []))
+        page.render_html(study)
+        page.render_markdown(study)
+        document.json_text(document.to_json(study, []))
     finally:
         sys.setprofile(None)
     return calls

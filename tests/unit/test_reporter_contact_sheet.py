@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from screentest_reporter import contact_sheet
-from screentest_reporter.contact_sheet import Undecodable
+from screentest_reporter.contact_sheet import POSTER, SHEET, STRIP, Undecodable
 from screentest_reporter.pictures import PictureError, PictureMaker
 from tests.made_clips import write_clip
 
@@ -25,13 +25,14 @@ def request(folder: Path, clip: Path, badge: str = "") -> dict[str, str]:
         "clip": str(clip),
         "sheet": str(folder / "sheet.jpg"),
         "poster": str(folder / "poster.jpg"),
+        "strip": str(folder / "strip.jpg"),
         "title": "Wan · seed 42",
         "badge": badge,
     }
 
 
 def test_frames_are_the_middles_of_twelve_equal_parts(clip: Path) -> None:
-    shots = contact_sheet.read_shots(clip, 320)
+    [shots] = contact_sheet.read_shots(clip, SHEET)
     assert len(shots) == 12
     wanted = contact_sheet.wanted_times(3.0)
     assert wanted[0] == pytest.approx(0.125) and wanted[-1] == pytest.approx(2.875)
@@ -47,13 +48,26 @@ def bar_position(image: Image.Image) -> float:
 
 
 def test_each_frame_shows_its_own_moment(clip: Path) -> None:
-    positions = [bar_position(shot.image) for shot in contact_sheet.read_shots(clip, 320)]
+    positions = [bar_position(shot.image) for shot in contact_sheet.read_shots(clip, SHEET)[0]]
     assert positions == sorted(positions) and len(set(positions)) == 12
+
+
+def test_one_decoding_serves_sheet_strip_and_poster(clip: Path) -> None:
+    together = contact_sheet.read_shots(clip, SHEET, STRIP, POSTER)
+    alone = [contact_sheet.read_shots(clip, series)[0] for series in (SHEET, STRIP, POSTER)]
+    assert [len(shots) for shots in together] == [12, 8, 1]
+    assert [[shot.seconds for shot in shots] for shots in together] == [[s.seconds for s in shots] for shots in alone]
+
+
+def test_strip_stands_above_equal_parts_of_the_clip(tmp_path: Path, clip: Path) -> None:
+    contact_sheet.make(request(tmp_path, clip))
+    with Image.open(tmp_path / "strip.jpg") as strip:
+        assert strip.width == 8 * contact_sheet.STRIP_CELL_WIDTH_PX
 
 
 def test_a_clip_of_one_frame_fills_the_sheet(tmp_path: Path) -> None:
     write_clip(tmp_path / "short.mp4", frames=1)
-    assert len(contact_sheet.read_shots(tmp_path / "short.mp4", 320)) == 12
+    assert len(contact_sheet.read_shots(tmp_path / "short.mp4", SHEET)[0]) == 12
 
 
 def test_small_frames_are_enlarged_without_smoothing() -> None:
@@ -84,13 +98,13 @@ def test_badge_is_burnt_into_sheet_and_poster(tmp_path: Path, clip: Path) -> Non
 def test_what_is_no_clip_is_undecodable(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.mp4").write_bytes(content)
     with pytest.raises(Undecodable):
-        contact_sheet.read_shots(tmp_path / "bad.mp4", 320)
+        contact_sheet.read_shots(tmp_path / "bad.mp4", SHEET)
 
 
 def test_truncated_clip_is_undecodable_or_shows_what_is_there(tmp_path: Path, clip: Path) -> None:
     (tmp_path / "cut.mp4").write_bytes(clip.read_bytes()[: clip.stat().st_size // 4])
     try:
-        assert len(contact_sheet.read_shots(tmp_path / "cut.mp4", 320)) == 12
+        assert len(contact_sheet.read_shots(tmp_path / "cut.mp4", SHEET)[0]) == 12
     except Undecodable as error:
         assert str(error)
 

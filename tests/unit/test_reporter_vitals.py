@@ -8,8 +8,11 @@ import pytest
 
 from screentest.records import FailureClass, GpuInfo, GpuSample, HostSample, VitalsBatch
 from screentest.windows import Window
-from screentest_reporter import energy, vitals
+from screentest_reporter import energy, energy_ledger, vitals
+from screentest_reporter.energy import Meter, Method
+from screentest_reporter.energy_ledger import Meters
 from screentest_reporter.vitals import Reading, Recording
+from tests import made_case_study
 from tests.made_sweeps import BOOT_ID, History, failure, plan, record, specs, stamp
 
 WINDOW = Window(boot_id=BOOT_ID, begin_ns=1000_000_000_000, end_ns=1010_000_000_000)
@@ -108,15 +111,21 @@ def test_chart_breaks_where_samples_are_missing() -> None:
     assert [(span.begin_s, span.end_s, span.status) for span in chart.spans] == [(0, 200, "failed")]
 
 
-def reading(second: float, energy_mj: int | None) -> Reading:
-    return Reading(int((1000 + second) * 1e9), None, None, None, None, energy_mj)
+def reading(second: float, energy_mj: int | None, power_w: float | None = None) -> Reading:
+    return Reading(int((1000 + second) * 1e9), None, None, None, power_w, energy_mj)
+
+
+def used_wh(readings: list[Reading]) -> float | None:
+    found = Meter(readings).used(WINDOW)
+    assert found is None or found.method is Method.COUNTER
+    return found.wh if found else None
 
 
 def test_energy_is_the_difference_of_the_counter_between_its_neighbours() -> None:
     readings = [reading(second, 1000 * second) for second in range(-1, 13)]
-    assert energy.used_wh(readings, WINDOW) == pytest.approx(10_000 / 3_600_000)
+    assert used_wh(readings) == pytest.approx(10_000 / 3_600_000)
     between = [reading(second + 0.5, int(1000 * (second + 0.5))) for second in range(-1, 13)]
-    assert energy.used_wh(between, WINDOW) == pytest.approx(10_000 / 3_600_000)
+    assert used_wh(between) == pytest.approx(10_000 / 3_600_000)
 
 
 @pytest.mark.parametrize(
@@ -132,5 +141,40 @@ def test_energy_is_the_difference_of_the_counter_between_its_neighbours() -> Non
     ids=["no samples", "no counter", "begins too late", "hole at the edge", "driver reloaded", "runs backwards"],
 )
 def test_energy_is_unknown_rather_than_wrong(readings: list[Reading]) -> None:
-    assert energy.used_wh(readings, WINDOW) is None
+    assert used_wh(readings) is None
     assert energy.wh_text(None) == "unknown"
+
+
+def test_without_a_counter_the_power_samples_are_added_up_and_said_to_be() -> None:
+    ramp = [reading(second, None, 10.0 * (second + 1)) for second in range(-1, 13)]
+    found = Meter(ramp).used(WINDOW)
+    assert found is not None and found.method is Method.POWER
+    assert found.wh == pytest.approx(60.0 * 10 / 3600)  # 10 W at the beginning, 110 W at the end
+    assert Meter([ramp[0], *ramp[7:]]).used(WINDOW) is None  # nobody knows what was in the hole
+    assert Meter(ramp[:9]).used(WINDOW) is None
+
+
+def test_an_attempt_pays_until_its_frames_are_decoded_and_failed_ones_pay_too() -> None:
+    made = made_case_study.sweep()
+    found = made_case_study.state(made)
+    jobs = list(found.jobs.values())
+    ledger = energy_ledger.of(jobs, {}, Meters({"local": made_case_study.recording(9600)}))
+    wan, mochi = ledger.entries[0], ledger.entries[3]
+    watts = 60.0
+    assert wan.wh == pytest.approx(0.95 * 343.94 * watts / 3600, rel=1e-3)  # the last 5 % is encoding
+    assert list(wan.by_phase) == ["loading", "encoding_prompt", "denoising", "decoding"]
+    assert wan.by_phase["denoising"] == pytest.approx(0.75 * 343.94 * watts / 3600, rel=1e-3)
+    assert (mochi.ended_as, mochi.made_a_clip) == ("oom_load", False)
+    assert mochi.wh == pytest.approx(20.73 * watts / 3600, rel=1e-3)
+    assert ledger.failed_wh is not None and ledger.measured_wh is not None
+    assert 0 < ledger.failed_wh < ledger.measured_wh == ledger.total_wh
+    assert ledger.lost_s == pytest.approx(sum(failed.seconds for failed in made_case_study.FAILED))
+    assert ledger.waiting_wh is not None and ledger.waiting_wh > 0
+
+
+def test_a_ledger_with_a_hole_has_no_total_and_says_what_it_knows() -> None:
+    found = made_case_study.state(made_case_study.sweep())
+    short = energy_ledger.of(list(found.jobs.values()), {}, Meters({"local": made_case_study.recording(600)}))
+    assert short.unmeasured > 0
+    assert (short.total_wh, short.waiting_wh) == (None, None)
+    assert short.measured_wh is not None

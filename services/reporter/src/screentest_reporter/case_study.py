@@ -1,41 +1,32 @@
-"""The case study: everything a report says, and its three forms: HTML, Markdown and JSON."""
+"""The case study: everything a report says. `page` shows it as HTML and Markdown, `document` as JSON. Pure."""
 
 from __future__ import annotations
 
-import base64
-import dataclasses
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
-from typing import Any
 
-import jinja2
-
-from screentest import table, windows
-from screentest.records import Job, LanePlan, SkippedLane, SweepRecord, Version, Weights
-from screentest_reporter import energy, narrative, vitals
+from screentest import windows
+from screentest.records import Job, LanePlan, SweepRecord, Version, Weights
+from screentest_reporter import energy, energy_ledger, heat_map, narrative, notes, vitals
+from screentest_reporter.energy_ledger import Ledger, Meters
+from screentest_reporter.heat_map import HeatMap
 from screentest_reporter.model_table import Pictures, ReportRow, report_rows
-from screentest_reporter.narrative import RANDOM_WEIGHTS_BADGE, Note, count
+from screentest_reporter.narrative import RANDOM_WEIGHTS_BADGE, Reading
+from screentest_reporter.notes import Note
 from screentest_reporter.scores import NO_SCORES, Scores
 from screentest_reporter.sweeps import SweepState
-from screentest_reporter.vitals import Chart, Curve, Recording, Summary
-
-SCHEMA = "report/1"
-# Changes when the same events would give another page: a report of an older renderer is written anew.
-RENDERER = "2"
-# Above this a browser would open too many videos at once; the posters are shown at any number.
-PRELOAD_UP_TO = 24
+from screentest_reporter.vitals import Chart, Recording, Summary
+from screentest_reporter.wording import count
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figure:
-    """One headline number; ``value`` "unknown" where nobody measured it."""
+    """One headline number; ``value`` "unknown" where nobody measured it. ``how`` it is computed, in a few words."""
 
     label: str
     value: str
+    how: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,14 +63,16 @@ class CaseStudy:
     vitals_line: str
     vitals_summary: Summary
     chart: Chart | None
-    proved: tuple[str, ...]
+    readings: tuple[Reading, ...]
     rows: tuple[ReportRow, ...]
+    scores: Scores
+    heat_maps: tuple[HeatMap, ...]
+    ledger: Ledger
     keyframe: Pictures
     notes: tuple[Note, ...]
     closing: str | None
     machines: tuple[Machine, ...]
     versions: tuple[Version, ...]
-    energy_wh: float | None
 
     @property
     def badge(self) -> str:
@@ -101,12 +94,20 @@ def build(state: SweepState, material: Material, *, revision: int, published_at:
     record = state.record
     assert record is not None, "a report is made of a sweep with its record"
     jobs = sorted(state.jobs.values(), key=lambda job: (job.spec.ordinal, job.spec.retry_index))
-    rows = report_rows(jobs, material.pictures, material.recordings, record.lanes)
+    meters = Meters(material.recordings)
+    rows = report_rows(
+        jobs,
+        pictures=material.pictures,
+        meters=meters,
+        plans=record.lanes,
+        scores=material.scores.clips,
+        edits=state.edits,
+    )
     counting = [state.jobs[row.row.job_id] for row in rows]
     recording = _recording(record, material.recordings)
     devices = [lane.device for lane in record.lanes]
     summary = vitals.summarise(recording, windows.sweep_windows(jobs), devices)
-    total_wh = _total_wh(rows)
+    ledger = energy_ledger.of(jobs, {row.row.job_id: row.row.model for row in rows}, meters)
     return CaseStudy(
         record=record,
         revision=revision,
@@ -114,18 +115,20 @@ def build(state: SweepState, material: Material, *, revision: int, published_at:
         published_at=published_at,
         cursor=Cursor(epoch=epoch, sequence=state.last_sequence),
         lead=_lead(record, rows),
-        figures=_figures(rows, summary, total_wh),
+        figures=_figures(record, rows, summary, ledger),
         vitals_line=vitals.headline(summary),
         vitals_summary=summary,
         chart=vitals.chart(recording, counting, devices, [row.row.status for row in rows]),
-        proved=narrative.proved(state, rows),
+        readings=narrative.read(state, rows, material.scores, ledger),
         rows=rows,
+        scores=material.scores,
+        heat_maps=heat_map.heat_maps(rows),
+        ledger=ledger,
         keyframe=material.keyframe,
-        notes=narrative.operator_notes(state, rows),
+        notes=notes.operator_notes(state, rows, material.scores),
         closing=narrative.closing_line(state),
         machines=_machines(record, material.recordings),
         versions=_versions(jobs),
-        energy_wh=total_wh,
     )
 
 
@@ -133,13 +136,6 @@ def _recording(record: SweepRecord, recordings: Mapping[str, Recording]) -> Reco
     """Of the first host that recorded anything: a sweep's lanes share one host today."""
     found = [recordings[lane.host] for lane in record.lanes if lane.host in recordings]
     return next((recording for recording in found if recording.newest), Recording(host=""))
-
-
-def _total_wh(rows: Sequence[ReportRow]) -> float | None:
-    """Of the deciding attempts. None when one that ran has no number: a sum with a hole is no sum."""
-    ran = [row.energy_wh for row in rows if row.row.latency_s is not None]
-    known = [value for value in ran if value is not None]
-    return sum(known) if ran and len(known) == len(ran) else None
 
 
 def _lead(record: SweepRecord, rows: Sequence[ReportRow]) -> str:
@@ -152,21 +148,67 @@ def _lead(record: SweepRecord, rows: Sequence[ReportRow]) -> str:
     return f"{prompts} through {lanes}, {seeds}, {spec.weights.value} weights: {count(len(rows), 'row')}."
 
 
-def _figures(rows: Sequence[ReportRow], summary: Summary, total_wh: float | None) -> tuple[Figure, ...]:
-    completed = sum(row.clip is not None for row in rows)
+def _figures(record: SweepRecord, rows: Sequence[ReportRow], summary: Summary, ledger: Ledger) -> tuple[Figure, ...]:
     processor = "CPU" if summary.source == "host" else "GPU"
+    on_gpu = any(vitals.gpu_index(lane.device) is not None for lane in record.lanes)
+    samples = "of the vitals stream, from the first start to the last end of an attempt"
     return (
-        Figure(label="rows completed", value=f"{completed} of {len(rows)}"),
-        Figure(label="vitals samples", value=str(summary.samples)),
-        Figure(label=f"p95 {processor} utilisation", value=_unit(summary.p95_utilisation_percent, "%", 0)),
-        Figure(label="peak temperature", value=_unit(summary.peak_temperature_c, " °C", 0)),
-        Figure(label="peak power", value=_unit(summary.peak_power_w, " W", 2)),
-        Figure(label="GPU energy", value=energy.wh_text(total_wh)),
+        _lanes_completed(record, rows),
+        Figure(label="vitals samples", value=str(summary.samples), how=samples),
+        Figure(
+            label=f"p95 {processor} utilisation",
+            value=_unit(summary.p95_utilisation_percent, "%", 0),
+            how="95 % of these samples are not above it (nearest rank)",
+        ),
+        Figure(label="peak temperature", value=_unit(summary.peak_temperature_c, " °C", 0), how="the highest sample"),
+        Figure(label="peak power", value=_unit(summary.peak_power_w, " W", 2), how="the highest sample"),
+        _energy(ledger),
+        Figure(
+            label="GPU-hours" if on_gpu else "CPU-hours",
+            value=f"{ledger.seconds / 3600:.2f}",
+            how="time of all attempts together, failed ones too",
+        ),
+        Figure(
+            label="time lost to failures",
+            value=_duration(ledger.lost_s),
+            how="time of the attempts that made no clip",
+        ),
+    )
+
+
+def _lanes_completed(record: SweepRecord, rows: Sequence[ReportRow]) -> Figure:
+    planned = {lane.lane_id for lane in record.lanes}
+    made = {row.row.lane_id for row in rows if row.clip is not None} & planned
+    return Figure(
+        label="lanes completed",
+        value=f"{len(made)} of {len(planned)}",
+        how="lanes that made at least one clip; lanes left out before queueing are not counted",
+    )
+
+
+def _energy(ledger: Ledger) -> Figure:
+    if ledger.measured_wh is None:
+        return Figure(label="GPU energy", value="unknown", how="no energy counter and no power samples")
+    hole = ledger.unmeasured > 0
+    method = "; ".join(method.text for method in ledger.methods)
+    missing = f"; {count(ledger.unmeasured, 'attempt')} without a number" if hole else ""
+    return Figure(
+        label="GPU energy",
+        value=f"{'at least ' if hole else ''}{energy.wh_text(ledger.measured_wh)}",
+        how=f"all attempts, failed ones too: {method}{missing}",
     )
 
 
 def _unit(value: float | None, unit: str, digits: int) -> str:
     return "unknown" if value is None else f"{value:.{digits}f}{unit}"
+
+
+def _duration(seconds: float) -> str:
+    """``48.9 s``, ``2 h 16 min``: the biggest two units."""
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def _machines(record: SweepRecord, recordings: Mapping[str, Recording]) -> tuple[Machine, ...]:
@@ -194,88 +236,6 @@ def _versions(jobs: Sequence[Job]) -> tuple[Version, ...]:
     return tuple(sorted(set(found), key=lambda version: (version.name, version.version)))
 
 
-# ---- JSON
-
-
-def to_json(study: CaseStudy, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``files``: every other file of the report with sha256 and size, for whoever fetches it."""
-    spec = study.record.spec
-    return {
-        "schema": SCHEMA,
-        "renderer": RENDERER,
-        "revision": study.revision,
-        "final": study.final,
-        "published_at": study.published_at.isoformat(),
-        "cursor": dataclasses.asdict(study.cursor),
-        "sweep": {
-            "id": study.record.sweep_id,
-            "title": spec.title,
-            "prompts": list(spec.prompts),
-            "seeds": list(spec.seeds),
-            "weights": spec.weights.value,
-            "random_weights": spec.weights.is_random,
-            "submitted_at": study.record.submitted_at.isoformat(),
-            "keyframe_sha256": spec.keyframe.sha256 if spec.keyframe else None,
-        },
-        "lead": study.lead,
-        "headline": {figure.label: figure.value for figure in study.figures},
-        "proved": list(study.proved),
-        "rows": [_row_json(row) for row in study.rows],
-        "skipped": [_skipped_json(lane) for lane in study.record.skipped],
-        "operator_notes": [dataclasses.asdict(note) for note in study.notes],
-        "vitals": {**dataclasses.asdict(study.vitals_summary), "text": study.vitals_line},
-        "energy": {
-            "gpu_wh": study.energy_wh,
-            "method": "NVML total energy counter, deciding attempts" if study.energy_wh is not None else None,
-        },
-        "machines": [dataclasses.asdict(machine) for machine in study.machines],
-        "lanes": [_lane_json(lane) for lane in study.record.lanes],
-        "versions": {version.name: version.version for version in study.versions},
-        "closing": study.closing,
-        "files": list(files),
-    }
-
-
-def _row_json(row: ReportRow) -> dict[str, Any]:
-    line = row.row
-    return {
-        "job_id": line.job_id,
-        "lane_id": line.lane_id,
-        "prompt_index": line.prompt_index,
-        "seed": line.seed,
-        "model": line.model,
-        "task": line.task,
-        "status": line.status,
-        "latency": table.latency_text(line.latency_s),
-        "latency_s": line.latency_s,
-        "prompt_match": line.prompt_match,
-        "finding": line.finding,
-        "random_weights": line.random_weights,
-        "failure_class": row.failure_class,
-        "marks": list(line.footnotes),
-        "earlier": [dataclasses.asdict(earlier) for earlier in line.earlier],
-        "attempts": row.attempts,
-        "rung": line.rung or None,
-        "smallest_card_gib": line.smallest_card_gib,
-        "peak_memory_by_phase": row.peak_memory_by_phase,
-        "steps_done": row.steps_done,
-        "step_s": row.step_s,
-        "clip": dataclasses.asdict(row.clip) if row.clip else None,
-        "clip_facts": dataclasses.asdict(row.clip_facts) if row.clip_facts else None,
-        "sheet": row.pictures.sheet,
-        "poster": row.pictures.poster,
-        "picture_error": row.pictures.error or None,
-        "gpu_energy_wh": row.energy_wh,
-        "peak_device_memory_bytes": row.peak_device_memory_bytes,
-        "peak_host_memory_bytes": row.peak_host_memory_bytes,
-        "lane_digest": row.lane_digest,
-    }
-
-
-def _skipped_json(lane: SkippedLane) -> dict[str, Any]:
-    return dataclasses.asdict(lane)
-
-
 def weights_text(lane: LanePlan, weights: Weights) -> str:
     """What the lane's pipeline was loaded with: random weights never came from the repository they are modelled on."""
     if not lane.weights_repo:
@@ -287,92 +247,3 @@ def weights_text(lane: LanePlan, weights: Weights) -> str:
             return f"random, a tiny copy of {lane.weights_repo}"
         case Weights.FULL_RANDOM:
             return f"random, the full architecture of {lane.weights_repo}"
-
-
-def _lane_json(lane: LanePlan) -> dict[str, Any]:
-    return {
-        "lane_id": lane.lane_id,
-        "title": lane.lane_title,
-        "digest": lane.lane_digest,
-        "repo": lane.weights_repo,
-        "revision": lane.weights_revision,
-        "device": lane.device,
-        "preflight": lane.preflight,
-    }
-
-
-def json_text(document: Mapping[str, Any]) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False) + "\n"
-
-
-# ---- HTML and Markdown
-
-
-def render_html(study: CaseStudy) -> str:
-    """One page without script: style inline (allowed by its hash), pictures and clips beside it."""
-    css = _environment().get_template("report.css").render()
-    numbers = table.numbered_footnotes([row.row for row in study.rows])
-    return (
-        _environment()
-        .get_template("report.html")
-        .render(
-            study=study,
-            css=css,
-            policy=content_policy(css),
-            columns=table.COLUMNS,
-            numbers=numbers,
-            preload="metadata" if sum(row.clip is not None for row in study.rows) <= PRELOAD_UP_TO else "none",
-            curves=[(curve, polylines(curve, study.chart.duration_s)) for curve in study.chart.curves]
-            if study.chart
-            else [],
-        )
-    )
-
-
-def content_policy(css: str) -> str:
-    """Nothing runs and nothing is fetched but the report's own files, from a server or from disk (``file:``)."""
-    digest = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
-    return (
-        "default-src 'none'; img-src 'self' file: data:; media-src 'self' file:; "
-        f"style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
-    )
-
-
-# The chart is drawn as plain SVG lines: plotly.js would add 4.5 MB and need script on a page that has none.
-CHART_WIDTH, CHART_HEIGHT = 1000, 100
-
-
-def polylines(curve: Curve, duration_s: float) -> list[str]:
-    """SVG points of each piece, in a box of CHART_WIDTH x CHART_HEIGHT, y downwards."""
-    wide = CHART_WIDTH / max(duration_s, 1e-9)
-    return [
-        " ".join(f"{at_s * wide:.1f},{CHART_HEIGHT * (1 - value / curve.top):.1f}" for at_s, value in piece)
-        for piece in curve.pieces
-    ]
-
-
-def render_markdown(study: CaseStudy) -> str:
-    rows = [row.row for row in study.rows]
-    return _environment().get_template("report.md").render(study=study, table=table.markdown(rows))
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("screentest_reporter", "templates"),
-        # Prompts, titles and causes are other people's text: in HTML they stay text.
-        autoescape=lambda name: name is not None and name.endswith(".html"),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters |= {
-        "latency": table.latency_text,
-        "wh": energy.wh_text,
-        "md": table.markdown_text,
-        "gib": lambda size: f"{size / vitals.GIB:.2f} GiB",
-        "number": table.number_text,
-        "weights": weights_text,
-    }
-    return environment

@@ -1,4 +1,4 @@
-"""Contact sheets and posters from a clip: a child process, because a decoder may crash on a broken file.
+"""Contact sheets, filmstrips and posters from a clip: a child process, because a decoder may crash on a broken file.
 
 ``python -m screentest_reporter.contact_sheet`` reads one JSON request a line on stdin and answers one line each on
 stdout; it ends when stdin does, so it never outlives the reporter.
@@ -10,7 +10,8 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 FRAMES = 12
 COLUMNS = 4
 CELL_WIDTH_PX = 320
+# A beat strip has 8 to 16 windows: each of these frames stands above one or two of them.
+STRIP_FRAMES = 8
+STRIP_CELL_WIDTH_PX = 160
 POSTER_WIDTH_PX = 640
 KEYFRAME_WIDTH_PX = 1280
 GAP_PX = 6
@@ -53,19 +57,51 @@ def wanted_times(duration_s: float, frames: int = FRAMES) -> tuple[float, ...]:
     return tuple((index + 0.5) * duration_s / frames for index in range(frames))
 
 
-def read_shots(path: Path, width_px: int, frames: int = FRAMES) -> list[Shot]:
-    """The frame on screen at each wanted time, as wide as ``width_px``."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Series:
+    """Frames at equal times of one clip, for one picture."""
+
+    frames: int
+    width_px: int
+
+
+SHEET = Series(frames=FRAMES, width_px=CELL_WIDTH_PX)
+STRIP = Series(frames=STRIP_FRAMES, width_px=STRIP_CELL_WIDTH_PX)
+POSTER = Series(frames=1, width_px=POSTER_WIDTH_PX)
+
+
+def read_shots(path: Path, *wanted: Series) -> list[list[Shot]]:
+    """Of each series the frame on screen at each of its times; the clip is decoded once."""
+    shots: list[list[Shot]] = [[] for _ in wanted]
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
             stream.thread_type = "AUTO"
             duration_s = _duration_s(container, stream)
-            shots = list(_choose(container.decode(stream), wanted_times(duration_s, frames), width_px))
+            for number, shot in _choose(container.decode(stream), _moments(duration_s, wanted)):
+                shots[number].append(shot)
     except (av.error.FFmpegError, IndexError, OSError, ValueError) as error:
         raise Undecodable(f"{type(error).__name__}: {error}") from error
-    if not shots:
+    if not all(shots):
         raise Undecodable("it holds no frame")
     return shots
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Moment:
+    """One frame that is wanted, for the series of this number."""
+
+    seconds: float
+    series: int
+    width_px: int
+
+
+def _moments(duration_s: float, wanted: Sequence[Series]) -> list[_Moment]:
+    return sorted(
+        _Moment(seconds, number, series.width_px)
+        for number, series in enumerate(wanted)
+        for seconds in wanted_times(duration_s, series.frames)
+    )
 
 
 def _duration_s(container: Any, stream: Any) -> float:
@@ -76,18 +112,18 @@ def _duration_s(container: Any, stream: Any) -> float:
     raise Undecodable("it does not say how long it is")
 
 
-def _choose(frames: Iterator[VideoFrame], times: tuple[float, ...], width_px: int) -> Iterator[Shot]:
+def _choose(frames: Iterator[VideoFrame], moments: list[_Moment]) -> Iterator[tuple[int, Shot]]:
     """Streams: one decoded frame is kept at a time, and only chosen ones become images."""
-    wanted = list(times)
+    left = deque(moments)
     shown: VideoFrame | None = None
     for frame in frames:
-        while wanted and shown is not None and frame.time is not None and frame.time > wanted[0] + 1e-6:
-            wanted.pop(0)
-            yield _shot(shown, width_px)
+        while left and shown is not None and frame.time is not None and frame.time > left[0].seconds + 1e-6:
+            moment = left.popleft()
+            yield moment.series, _shot(shown, moment.width_px)
         shown = frame
     if shown is not None:
-        for _ in wanted:
-            yield _shot(shown, width_px)
+        for moment in left:
+            yield moment.series, _shot(shown, moment.width_px)
 
 
 def _shot(frame: VideoFrame, width_px: int) -> Shot:
@@ -119,6 +155,18 @@ def draw_sheet(shots: list[Shot], title: str, badge: str) -> Image.Image:
         sheet.paste(shot.image, (x, y))
         _label(draw, (x, y + cell_height), f"{shot.seconds:.2f} s")
     return sheet
+
+
+def draw_strip(shots: list[Shot], badge: str) -> Image.Image:
+    """One row without gaps: frame k stands for part k of the clip, above the same part of a beat strip."""
+    cell_width, cell_height = shots[0].image.size
+    top = BADGE_HEIGHT_PX if badge else 0
+    strip = Image.new("RGB", (len(shots) * cell_width, top + cell_height), BACKGROUND)
+    if badge:
+        draw_badge(ImageDraw.Draw(strip), (0, 0), strip.width, badge)
+    for index, shot in enumerate(shots):
+        strip.paste(shot.image, (index * cell_width, top))
+    return strip
 
 
 def draw_poster(shot: Shot, badge: str) -> Image.Image:
@@ -159,15 +207,19 @@ def _text(
 
 
 def make(request: dict[str, Any]) -> None:
-    """Writes the sheet and the poster of one clip, or the small copy of a keyframe. Raises Undecodable."""
+    """Writes sheet, strip and poster of one clip, or the small copy of a keyframe. Raises Undecodable."""
     if "picture" in request:
         shrink(Path(request["picture"]), Path(request["copy"]))
         return
-    shots = read_shots(Path(request["clip"]), CELL_WIDTH_PX)
-    sheet = draw_sheet(shots, request["title"], request["badge"])
-    sheet.save(request["sheet"], "JPEG", quality=JPEG_QUALITY, optimize=True)
-    middle = read_shots(Path(request["clip"]), POSTER_WIDTH_PX, frames=1)[0]
-    draw_poster(middle, request["badge"]).save(request["poster"], "JPEG", quality=JPEG_QUALITY, optimize=True)
+    badge = request["badge"]
+    of_sheet, of_strip, of_poster = read_shots(Path(request["clip"]), SHEET, STRIP, POSTER)
+    _save(draw_sheet(of_sheet, request["title"], badge), request["sheet"])
+    _save(draw_strip(of_strip, badge), request["strip"])
+    _save(draw_poster(of_poster[0], badge), request["poster"])
+
+
+def _save(image: Image.Image, path: str) -> None:
+    image.save(path, "JPEG", quality=JPEG_QUALITY, optimize=True)
 
 
 def shrink(source: Path, copy: Path) -> None:

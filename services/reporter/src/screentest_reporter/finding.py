@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from screentest.rubric import WHOLE_CLIP_KINDS, Element, Rubric
-from screentest_reporter import narrative
+from screentest_reporter import wording
 from screentest_reporter.scoring import SEEN, BeatScore, Parts, Score
 
 NAMED = 3
@@ -110,7 +110,7 @@ def _listed(rubric: Rubric, score: Score, parts: Parts) -> str:
     """`Valid MP4, A and B present, static; C missing`."""
     present = sorted(((e, p) for e, p in _wanted(rubric, parts) if p >= ENOUGH), key=_by_presence)
     named = [e.label for e, _ in present[:NAMED]]
-    first = f"{narrative.listing(named)} present" if named else ""
+    first = f"{wording.listing(named)} present" if named else ""
     validity = ", ".join(filter(None, ("Valid MP4", first, _motion(score.flags))))
     faults = [text for text in _faults(rubric, parts) if text]
     return "; ".join((validity, *(faults or ["nothing missing"])))
@@ -122,10 +122,10 @@ def _faults(rubric: Rubric, parts: Parts) -> tuple[str, ...]:
     unwanted = [e.label for e, p in _presences(rubric, parts) if e.kind == "negative" and p >= ENOUGH]
     unjudged = sum(element.presence is None for element in parts.elements)
     return (
-        f"{narrative.listing(missing)} missing" if missing else "",
+        f"{wording.listing(missing)} missing" if missing else "",
         _turned_text(parts, NEARLY_IN_ORDER),
-        f"unwanted: {narrative.listing(unwanted)}" if unwanted else "",
-        f"{narrative.count(unjudged, 'element')} not judged" if unjudged else "",
+        f"unwanted: {wording.listing(unwanted)}" if unwanted else "",
+        f"{wording.count(unjudged, 'element')} not judged" if unjudged else "",
     )
 
 
@@ -161,7 +161,7 @@ def _numbers(beats: Sequence[int]) -> str:
         return f"beat {beats[0]}"
     if beats[-1] - beats[0] == len(beats) - 1:
         return f"beats {beats[0]}-{beats[-1]}"
-    return f"beats {narrative.listing([str(n) for n in beats])}"
+    return f"beats {wording.listing([str(n) for n in beats])}"
 
 
 def _capital(text: str) -> str:

@@ -28,9 +28,9 @@ from screentest.errors import NotFound
 from screentest.kit.bus import Bus
 from screentest.kit.store import Store
 from screentest.records import Artifact, Job, Keyframe, Stamp
-from screentest_reporter import case_study, tape
+from screentest_reporter import case_study, document, page, tape
 from screentest_reporter.case_study import CaseStudy, Material
-from screentest_reporter.model_table import Pictures
+from screentest_reporter.model_table import PICTURE_KINDS, Pictures
 from screentest_reporter.narrative import RANDOM_WEIGHTS_BADGE
 from screentest_reporter.pictures import PictureError, PictureMaker
 from screentest_reporter.sweeps import SweepState
@@ -91,7 +91,7 @@ class Publisher:
         await self._advance_tapes(draft, state)
         revision = draft.revision + 1
         files = await self._write(draft, state, revision, epoch)
-        draft.revision, draft.final, draft.renderer = revision, state.is_final, case_study.RENDERER
+        draft.revision, draft.final, draft.renderer = revision, state.is_final, document.RENDERER
         draft.cursor = {"epoch": epoch, "sequence": state.last_sequence}
         log.info(
             "report_published", sweep=state.sweep_id, revision=revision, final=state.is_final, files=len(files) + 1
@@ -114,8 +114,8 @@ class Publisher:
 
     async def _read_draft(self, sweep_id: str) -> Draft:
         try:
-            document = json.loads(await self._store.get(objects.report_file(sweep_id, "report.json")))
-            return draft_of(document)
+            content = json.loads(await self._store.get(objects.report_file(sweep_id, "report.json")))
+            return draft_of(content)
         except NotFound:
             return Draft()
         except (ValueError, KeyError, TypeError) as error:
@@ -136,13 +136,14 @@ class Publisher:
     async def _picture_clip(self, draft: Draft, job: Job, clip: Artifact) -> Pictures:
         """Broken pictures are a value: one bad clip must not hold up the others."""
         spec = job.spec
-        sheet, poster = f"sheets/{spec.job_id}.jpg", f"posters/{spec.job_id}.jpg"
+        made = Pictures(
+            sheet=f"sheets/{spec.job_id}.jpg", poster=f"posters/{spec.job_id}.jpg", strip=f"strips/{spec.job_id}.jpg"
+        )
         with tempfile.TemporaryDirectory(prefix="screentest-sheet-") as name:
             folder = Path(name)
             request = {
                 "clip": str(folder / "clip.mp4"),
-                "sheet": str(folder / "sheet.jpg"),
-                "poster": str(folder / "poster.jpg"),
+                **{kind: str(folder / f"{kind}.jpg") for kind in made.names},
                 "title": f"{spec.lane_title} · seed {spec.seed}",
                 "badge": RANDOM_WEIGHTS_BADGE if spec.weights.is_random else "",
             }
@@ -152,9 +153,9 @@ class Publisher:
             except (PictureError, NotFound) as error:
                 log.warning("clip_not_pictured", job=spec.job_id, key=clip.key, error=str(error))
                 return Pictures(error=str(error))
-            await self._put_file(draft, spec.sweep_id, sheet, folder / "sheet.jpg")
-            await self._put_file(draft, spec.sweep_id, poster, folder / "poster.jpg")
-        return Pictures(sheet=sheet, poster=poster)
+            for kind, name in made.names.items():
+                await self._put_file(draft, spec.sweep_id, name, folder / f"{kind}.jpg")
+        return made
 
     async def _picture_keyframe(self, draft: Draft, sweep_id: str, keyframe: Keyframe) -> Pictures:
         with tempfile.TemporaryDirectory(prefix="screentest-keyframe-") as name:
@@ -211,8 +212,7 @@ class Publisher:
         for name, text in (await asyncio.to_thread(_render, study)).items():
             await self._put(draft, state.sweep_id, name, text)
         files = [draft.files[name] for name in sorted(draft.files)]
-        document = case_study.to_json(study, [asdict(file) for file in files])
-        content = case_study.json_text(document).encode()
+        content = await asyncio.to_thread(_document, study, files)
         key = objects.report_file(state.sweep_id, "report.json")
         await self._store.put(key, content, objects.report_content_type("report.json"))
         return files
@@ -233,37 +233,41 @@ class Publisher:
 
 def _render(study: CaseStudy) -> dict[str, bytes]:
     return {
-        "index.html": case_study.render_html(study).encode(),
-        "report.md": case_study.render_markdown(study).encode(),
+        "index.html": page.render_html(study).encode(),
+        "report.md": page.render_markdown(study).encode(),
     }
 
 
-def draft_of(document: Mapping[str, Any]) -> Draft:
+def _document(study: CaseStudy, files: Sequence[ReportFile]) -> bytes:
+    return document.json_text(document.to_json(study, [asdict(file) for file in files])).encode()
+
+
+def draft_of(content: Mapping[str, Any]) -> Draft:
     """What an earlier revision left in the depot; ValueError for another schema, KeyError for a broken one."""
-    if document["schema"] != case_study.SCHEMA:
-        raise ValueError(f"schema {document['schema']!r} is not {case_study.SCHEMA!r}")
-    files = {entry["name"]: ReportFile(**entry) for entry in document["files"]}
+    if content["schema"] != document.SCHEMA:
+        raise ValueError(f"schema {content['schema']!r} is not {document.SCHEMA!r}")
+    files = {entry["name"]: ReportFile(**entry) for entry in content["files"]}
     draft = Draft(
-        revision=int(document["revision"]),
-        final=bool(document["final"]),
-        renderer=str(document["renderer"]),
-        cursor=document["cursor"],
+        revision=int(content["revision"]),
+        final=bool(content["final"]),
+        renderer=str(content["renderer"]),
+        cursor=content["cursor"],
         files={name: file for name, file in files.items() if "/" in name or name == "keyframe.jpg"},
         keyframe=Pictures(sheet="keyframe.jpg") if "keyframe.jpg" in files else None,
     )
-    if draft.renderer != case_study.RENDERER:
+    if draft.renderer != document.RENDERER:
         # Pictures of an older renderer are made anew as well.
         return Draft(revision=draft.revision)
-    for row in document["rows"]:
-        if row["clip"] and row["sheet"] in files and row["poster"] in files:
-            pictures = Pictures(sheet=row["sheet"], poster=row["poster"])
+    for row in content["rows"]:
+        pictures = Pictures(sheet=row["sheet"], poster=row["poster"], strip=row["strip"])
+        if row["clip"] and len(pictures.names) == len(PICTURE_KINDS) and set(pictures.names.values()) <= set(files):
             draft.pictures[row["job_id"]] = (row["clip"]["sha256"], pictures)
     return draft
 
 
 def _is_current(draft: Draft, state: SweepState, epoch: str) -> bool:
     return (
-        draft.renderer == case_study.RENDERER
+        draft.renderer == document.RENDERER
         and draft.final == state.is_final
         and draft.cursor == {"epoch": epoch, "sequence": state.last_sequence}
     )

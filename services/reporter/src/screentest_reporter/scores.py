@@ -5,7 +5,7 @@ Everything may be absent: an absent score is shown as "not scored", never as 0.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
@@ -55,7 +55,7 @@ class JudgeVerdict:
 class KeyframeScore:
     """The keyframe of the sweep against the rubric of one prompt: what a lane that starts from it begins with.
 
-    ``presences``: by element id, 0..1; None = not judged. Camera and story elements are not asked of a picture.
+    ``presences``: by element id, 0..1; None = not judged.
     """
 
     prompt_index: int
@@ -64,13 +64,19 @@ class KeyframeScore:
 
     @property
     def shown(self) -> tuple[Element, ...]:
-        return tuple(e for e in self.rubric.elements if (self.presences.get(e.id) or 0.0) >= SEEN)
+        return tuple(e for e, presence in self._judged() if presence >= SEEN)
 
     @property
     def missing(self) -> tuple[Element, ...]:
-        """Judged and not there; a negative element is not missed."""
-        judged = ((e, self.presences.get(e.id)) for e in self.rubric.elements if e.kind != "negative")
-        return tuple(e for e, presence in judged if presence is not None and presence < SEEN)
+        """Judged and not there."""
+        return tuple(e for e, presence in self._judged() if presence < SEEN)
+
+    def _judged(self) -> Iterator[tuple[Element, float]]:
+        """Without what a picture cannot show (a camera move) and what nobody wants to see (a negative)."""
+        for element in self.rubric.elements:
+            presence = self.presences.get(element.id)
+            if presence is not None and element.kind not in ("camera", "negative"):
+                yield element, presence
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TypeVar
 
-from screentest.records import GpuSample, HostSample, Job, VitalsBatch
+from screentest.records import Attempt, GpuSample, HostSample, Job, VitalsBatch
 from screentest.table import number_text
 from screentest.windows import Window, attempt_window, sweep_windows
 
@@ -173,28 +173,43 @@ def _with_unit(value: float | None, unit: str, digits: int) -> str:
 # ---- the chart
 
 # Wide enough for a page, few enough to keep it small: a bucket shows its peak.
-BUCKETS = 240
+BUCKETS = 480
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Curve:
-    """``points``: (seconds since the window began, value). A gap in the samples begins a new piece."""
+    """``pieces``: (seconds since the window began, value). A gap in the samples begins a new piece.
+
+    ``quantity``: utilisation, memory, temperature or power; curves of one quantity share a scale.
+    """
 
     title: str
+    quantity: str
     unit: str
     pieces: tuple[tuple[tuple[float, float], ...], ...]
-    top: float
     peak_text: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Span:
-    """One attempt on the time axis."""
+class Stretch:
+    """One phase of an attempt on the time axis."""
 
+    phase: str
+    begin_s: float
+    end_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """One attempt on the time axis. ``stretches``: its phases in order, empty where none was told."""
+
+    job_id: str
     label: str
+    device: str
     status: str
     begin_s: float
     end_s: float
+    stretches: tuple[Stretch, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,12 +234,7 @@ def chart(recording: Recording, jobs: Sequence[Job], devices: Iterable[str], sta
     if not curves:
         return None
     spans = [
-        Span(
-            label=job.spec.lane_title,
-            status=status,
-            begin_s=(found.begin_ns - window.begin_ns) / 1e9,
-            end_s=(found.end_ns - window.begin_ns) / 1e9,
-        )
+        _span(job, attempt, status, found, window)
         for job, status in zip(jobs, statuses, strict=True)
         for attempt in job.attempts
         if (found := attempt_window(attempt)) is not None and window.covers(found)
@@ -236,17 +246,41 @@ def chart(recording: Recording, jobs: Sequence[Job], devices: Iterable[str], sta
     )
 
 
-def _gpu_curves(readings: Sequence[Reading], index: int, window: Window) -> list[Curve]:
-    name, times = f"GPU {index}", [r.boottime_ns for r in readings]
-    memory = [None if r.memory_used_bytes is None else r.memory_used_bytes / GIB for r in readings]
-    columns: tuple[tuple[str, str, float | None, Sequence[float | None]], ...] = (
-        (f"{name} utilisation", "%", 100.0, [r.utilisation_percent for r in readings]),
-        (f"{name} memory", "GiB", None, memory),
-        (f"{name} temperature", "C", None, [r.temperature_c for r in readings]),
-        (f"{name} power", "W", None, [r.power_w for r in readings]),
+def _span(job: Job, attempt: Attempt, status: str, found: Window, window: Window) -> Span:
+    begin_s, end_s = _seconds_into(window, found.begin_ns), _seconds_into(window, found.end_ns)
+    phases = attempt.outcome.phases if attempt.outcome else ()
+    starts = [(phase.phase, _seconds_into(window, phase.started_boottime_ns), phase.seconds) for phase in phases]
+    return Span(
+        job_id=job.spec.job_id,
+        label=job.spec.lane_title,
+        device=job.spec.device,
+        status=status,
+        begin_s=begin_s,
+        end_s=end_s,
+        stretches=tuple(
+            Stretch(phase=phase, begin_s=start_s, end_s=min(start_s + seconds, end_s))
+            for phase, start_s, seconds in starts
+            if begin_s <= start_s <= end_s
+        ),
     )
+
+
+def _seconds_into(window: Window, at_ns: int) -> float:
+    return (at_ns - window.begin_ns) / 1e9
+
+
+def _gpu_curves(readings: Sequence[Reading], index: int, window: Window) -> list[Curve]:
+    memory = [None if r.memory_used_bytes is None else r.memory_used_bytes / GIB for r in readings]
+    columns: tuple[tuple[str, str, Sequence[float | None]], ...] = (
+        ("utilisation", "%", [r.utilisation_percent for r in readings]),
+        ("memory", "GiB", memory),
+        ("temperature", "°C", [r.temperature_c for r in readings]),
+        ("power", "W", [r.power_w for r in readings]),
+    )
+    times = [r.boottime_ns for r in readings]
     found = [
-        _curve(title, unit, top, list(zip(times, values, strict=True)), window) for title, unit, top, values in columns
+        _curve(f"GPU {index} {quantity}", quantity, unit, list(zip(times, values, strict=True)), window)
+        for quantity, unit, values in columns
     ]
     return [curve for curve in found if curve is not None]
 
@@ -255,14 +289,14 @@ def _host_curves(samples: Sequence[HostSample], window: Window) -> list[Curve]:
     cpu = [(s.boottime_ns, s.cpu_percent) for s in samples]
     memory = [(s.boottime_ns, None if s.memory_used_bytes is None else s.memory_used_bytes / GIB) for s in samples]
     found = [
-        _curve("Host CPU", "%", 100.0, cpu, window),
-        _curve("Host memory", "GiB", None, memory, window),
+        _curve("Host CPU", "utilisation", "%", cpu, window),
+        _curve("Host memory", "memory", "GiB", memory, window),
     ]
     return [curve for curve in found if curve is not None]
 
 
 def _curve(
-    title: str, unit: str, top: float | None, values: Sequence[tuple[int, float | None]], window: Window
+    title: str, quantity: str, unit: str, values: Sequence[tuple[int, float | None]], window: Window
 ) -> Curve | None:
     """None where no value is known: a driver without that field has no curve, not one at zero."""
     width_ns = max((window.end_ns - window.begin_ns) / BUCKETS, 1.0)
@@ -273,7 +307,12 @@ def _curve(
             peaks[bucket] = max(value, peaks.get(bucket, value))
     if not peaks:
         return None
-    # Sparse sampling leaves empty buckets between samples; only a hole of several usual distances is a gap.
+    peak_text = f"{number_text(max(peaks.values()))} {unit}"
+    return Curve(title=title, quantity=quantity, unit=unit, pieces=_pieces(peaks, width_ns), peak_text=peak_text)
+
+
+def _pieces(peaks: Mapping[int, float], width_ns: float) -> tuple[tuple[tuple[float, float], ...], ...]:
+    """Sparse sampling leaves empty buckets between samples; only a hole of several usual distances is a gap."""
     buckets = sorted(peaks)
     distances = sorted(later - earlier for earlier, later in pairwise(buckets))
     usual = distances[len(distances) // 2] if distances else 1
@@ -282,11 +321,4 @@ def _curve(
         if number and bucket - buckets[number - 1] > 4 * usual:
             pieces.append([])
         pieces[-1].append((bucket * width_ns / 1e9, peaks[bucket]))
-    peak = max(peaks.values())
-    return Curve(
-        title=title,
-        unit=unit,
-        pieces=tuple(tuple(piece) for piece in pieces),
-        top=top or max(peak * 1.1, 1.0),
-        peak_text=f"{number_text(peak)} {unit}",
-    )
+    return tuple(tuple(piece) for piece in pieces)

@@ -1,0 +1,109 @@
+"""What the page's plots draw, as plain data: the timeline, the energy per job, and score against cost. Pure.
+
+`report.js` gives these to Plotly; no number is computed there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from screentest_reporter import pareto
+from screentest_reporter.energy_ledger import Ledger
+from screentest_reporter.model_table import GIB, ReportRow
+from screentest_reporter.vitals import Chart, Curve, Span
+
+# One axis for all: what happened, then what the machine said to it.
+QUANTITIES: Final = ("utilisation", "power", "temperature", "memory")
+# Above this a bar per phase cannot be seen and only makes the page heavy: a bar per attempt is drawn then.
+PHASES_UP_TO: Final = 300
+BARS_UP_TO: Final = 200
+
+
+def figures(chart: Chart | None, ledger: Ledger, rows: Sequence[ReportRow]) -> dict[str, Any]:
+    """One entry per plot that has something to draw."""
+    found = {
+        "timeline": _timeline(chart) if chart else None,
+        "energy": _energy(ledger),
+        "pareto_s": _pareto(rows, "seconds"),
+        "pareto_wh": _pareto(rows, "wh"),
+    }
+    return {name: figure for name, figure in found.items() if figure is not None}
+
+
+def _timeline(chart: Chart) -> dict[str, Any]:
+    with_phases = len(chart.spans) <= PHASES_UP_TO
+    return {
+        "duration_s": _short(chart.duration_s),
+        "bars": [bar for span in chart.spans for bar in _bars(span, with_phases)],
+        "curves": [_curve(curve) for curve in sorted(chart.curves, key=lambda c: QUANTITIES.index(c.quantity))],
+    }
+
+
+def _bars(span: Span, with_phases: bool) -> list[list[Any]]:
+    """[row, phase, begin_s, seconds, status]; an attempt without phases is one bar."""
+    stretches = span.stretches if with_phases else ()
+    if not stretches:
+        return [[span.label, "attempt", _short(span.begin_s), _short(span.end_s - span.begin_s), span.status]]
+    return [
+        [span.label, stretch.phase, _short(stretch.begin_s), _short(stretch.end_s - stretch.begin_s), span.status]
+        for stretch in stretches
+    ]
+
+
+def _curve(curve: Curve) -> dict[str, Any]:
+    """A None between two pieces leaves the line open there."""
+    times: list[float | None] = []
+    values: list[float | None] = []
+    for piece in curve.pieces:
+        if times:
+            times.append(times[-1])
+            values.append(None)
+        times += [_short(at_s) for at_s, _ in piece]
+        values += [_short(value) for _, value in piece]
+    return {"title": curve.title, "quantity": curve.quantity, "unit": curve.unit, "x": times, "y": values}
+
+
+def _energy(ledger: Ledger) -> dict[str, Any] | None:
+    """Stacked bars, one a try; what is between the phases is the rest of the attempt's number."""
+    entries = [entry for entry in ledger.entries if entry.wh is not None][:BARS_UP_TO]
+    if not entries:
+        return None
+    rest = [(entry.wh or 0.0) - sum(wh or 0.0 for wh in entry.by_phase.values()) for entry in entries]
+    named = [(phase, [_short(entry.by_phase.get(phase) or 0.0) for entry in entries]) for phase in ledger.phases]
+    return {
+        "jobs": [f"{entry.model}, attempt {entry.attempt} ({entry.ended_as})" for entry in entries],
+        "phases": [
+            *({"phase": phase, "wh": wh} for phase, wh in named),
+            {"phase": "between phases", "wh": [_short(max(0.0, wh)) for wh in rest]},
+        ],
+    }
+
+
+def _pareto(rows: Sequence[ReportRow], cost: str) -> dict[str, Any] | None:
+    known = [(getattr(point, cost), point) for point in pareto.points(rows)]
+    shown = [(value, point) for value, point in known if value is not None]
+    if not shown:
+        return None
+    return {
+        "points": [
+            {
+                "model": point.model,
+                "x": _short(value),
+                "y": _short(point.score10),
+                "low": _short(point.low),
+                "high": _short(point.high),
+                "gib": None if point.memory_bytes is None else _short(point.memory_bytes / GIB),
+            }
+            for value, point in shown
+        ],
+        "front": [
+            [_short(value), _short(score)]
+            for value, score in pareto.front([(value, point.score10) for value, point in shown])
+        ],
+    }
+
+
+def _short(number: float) -> float:
+    """Six digits that count are more than a screen can show."""
+    return float(f"{number:.6g}")
