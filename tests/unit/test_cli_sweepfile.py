@@ -24,6 +24,12 @@ def test_keyframe_is_beside_the_file() -> None:
     assert sweepfile.parse({**LEAST, "keyframe": "k.png"}, FILE).keyframe == Path("sweeps/k.png")
 
 
+def test_rubrics_and_judges_are_read() -> None:
+    read = sweepfile.parse({**LEAST, "rubric": "r.json", "judges": ["pixels"]}, FILE)
+    assert read.rubrics == (Path("sweeps/r.json"),)
+    assert read.spec(None).judge_lane_ids == ("pixels",)
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
@@ -39,6 +45,9 @@ def test_keyframe_is_beside_the_file() -> None:
         ({"priority": "high"}, "whole number"),
         ({"memory_cap_gib": "16"}, "memory_cap_gib must be a number"),
         ({"title": 3}, "title must be text"),
+        ({"judges": "pixels"}, "judges must be a list of texts"),
+        ({"rubric": "a.json", "rubrics": ["a.json"]}, "not both"),
+        ({"rubrics": ["a.json", "b.json"]}, "2 rubrics for 1 prompts"),
     ],
 )
 def test_wrong_key_or_type_is_refused(content: dict[str, object], told: str) -> None:

@@ -9,7 +9,17 @@ from collections.abc import Callable
 import typer
 
 from screentest.errors import BadRequest, ScreentestError
-from screentest_ui import cli_fleet, cli_lanes, cli_models, cli_rehearse, cli_restore, cli_rubric, cli_stack, cli_sweeps
+from screentest_ui import (
+    cli_fleet,
+    cli_judge,
+    cli_lanes,
+    cli_models,
+    cli_rehearse,
+    cli_restore,
+    cli_rubric,
+    cli_stack,
+    cli_sweeps,
+)
 
 OK, FAILED, USAGE, INTERRUPTED = 0, 1, 2, 130
 
@@ -32,6 +42,11 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("status", cli_sweeps.status),
     ("cancel", cli_sweeps.cancel),
     ("retry", cli_sweeps.retry),
+    ("pause", cli_judge.pause),
+    ("resume", cli_judge.resume),
+    ("priority", cli_judge.priority),
+    ("judge", cli_judge.judge),
+    ("finding", cli_judge.finding),
     ("report", cli_sweeps.report),
     ("events", cli_sweeps.events),
     ("preflight", cli_sweeps.preflight),

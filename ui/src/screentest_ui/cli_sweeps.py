@@ -16,7 +16,7 @@ from screentest import folding
 from screentest import table as model_table
 from screentest.client import Client, Message
 from screentest.errors import BadRequest, ScreentestError
-from screentest.records import Job, JobEvent, LaneVerdict, Sweep, SweepEvent, Verdict
+from screentest.records import Job, JobEvent, LaneVerdict, Sweep, SweepEvent, SweepSpec, Verdict
 from screentest_ui import cli_fleet, outlook, overview, printing, reportfetch, sweepfile, waiting
 from screentest_ui.connection import connect
 from screentest_ui.printing import LiveSweep
@@ -198,7 +198,7 @@ def preflight(
     """
     asked = _asked(file, lanes, seeds, weights, keyframe, memory_cap_gib, None)
     with connect() as client:
-        verdicts = client.preflight(asked.spec(client.upload_keyframe(asked.keyframe) if asked.keyframe else None))
+        verdicts = client.preflight(uploaded(client, asked))
     if json:
         printing.as_json(verdicts)
     else:
@@ -210,9 +210,18 @@ def preflight(
 
 
 def send(client: Client, asked: SweepFile, request_id: str = "") -> Sweep:
-    """Uploads the keyframe, then submits; a lost answer is asked for again under the same request id."""
+    """Uploads keyframe and rubrics, then submits; a lost answer is asked for again under the same request id."""
+    return client.submit_sweep(uploaded(client, asked), request_id=request_id or str(uuid.uuid4())).sweep
+
+
+def uploaded(client: Client, asked: SweepFile) -> SweepSpec:
+    """What the file asks for, once its keyframe and rubrics are in the depot."""
     keyframe = client.upload_keyframe(asked.keyframe) if asked.keyframe else None
-    return client.submit_sweep(asked.spec(keyframe), request_id=request_id or str(uuid.uuid4())).sweep
+    rubrics = tuple(
+        client.upload_rubric(path, prompt=asked.prompts[index], prompt_index=index)
+        for index, path in enumerate(asked.rubrics)
+    )
+    return asked.spec(keyframe, rubrics)
 
 
 def wait_for_end(

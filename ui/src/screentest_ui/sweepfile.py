@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from screentest.errors import BadRequest
-from screentest.records import Keyframe, Requested, SweepSpec, Weights
+from screentest.records import Keyframe, Requested, RubricRef, SweepSpec, Weights
 
 _SWEEP_KEYS = (
     "title",
@@ -20,6 +20,9 @@ _SWEEP_KEYS = (
     "seeds",
     "weights",
     "keyframe",
+    "rubric",
+    "rubrics",
+    "judges",
     "skip_impossible",
     "paused",
     "priority",
@@ -39,7 +42,10 @@ _REQUESTED_KINDS: Mapping[str, type | tuple[type, ...]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SweepFile:
-    """One sweep file. ``keyframe`` is a path beside the file; it becomes a Keyframe by being uploaded."""
+    """One sweep file. ``keyframe`` and ``rubrics`` are paths from the file's folder; uploading makes records of them.
+
+    ``rubrics``: in the order of the prompts, empty = each prompt gets a draft.
+    """
 
     title: str
     prompts: tuple[str, ...]
@@ -47,6 +53,8 @@ class SweepFile:
     seeds: tuple[int, ...] = (42,)
     weights: Weights = Weights.HUB
     keyframe: Path | None = None
+    rubrics: tuple[Path, ...] = ()
+    judge_lane_ids: tuple[str, ...] = ()
     skip_impossible: bool = False
     paused: bool = False
     priority: int = 0
@@ -74,7 +82,7 @@ class SweepFile:
             skip_impossible=self.skip_impossible if skip_impossible is None else skip_impossible,
         )
 
-    def spec(self, keyframe: Keyframe | None) -> SweepSpec:
+    def spec(self, keyframe: Keyframe | None, rubrics: tuple[RubricRef, ...] = ()) -> SweepSpec:
         return SweepSpec(
             title=self.title,
             prompts=self.prompts,
@@ -87,6 +95,8 @@ class SweepFile:
             paused=self.paused,
             priority=self.priority,
             memory_cap_gib=self.memory_cap_gib,
+            judge_lane_ids=self.judge_lane_ids,
+            rubrics=rubrics,
         )
 
 
@@ -109,6 +119,13 @@ def parse(content: Mapping[str, Any], path: Path) -> SweepFile:
     if "prompt" in content and "prompts" in content:
         raise BadRequest(f"{path}: give either prompt or prompts, not both")
     keyframe = read.text("keyframe")
+    rubrics = read.texts("rubrics") or ((read.text("rubric"),) if "rubric" in content else ())
+    if "rubric" in content and "rubrics" in content:
+        raise BadRequest(f"{path}: give either rubric or rubrics, not both")
+    if len(rubrics) not in {0, len(prompts)}:
+        raise BadRequest(
+            f"{path}: {len(rubrics)} rubrics for {len(prompts)} prompts; give one for each, in their order"
+        )
     return SweepFile(
         title=read.text("title") or path.stem,
         prompts=prompts,
@@ -116,6 +133,8 @@ def parse(content: Mapping[str, Any], path: Path) -> SweepFile:
         seeds=read.integers("seeds") or (42,),
         weights=_weights(read, path),
         keyframe=path.parent / keyframe if keyframe else None,
+        rubrics=tuple(path.parent / name for name in rubrics),
+        judge_lane_ids=read.texts("judges"),
         skip_impossible=read.flag("skip_impossible"),
         paused=read.flag("paused"),
         priority=read.integer("priority"),
