@@ -27,11 +27,9 @@ MARGIN_PX: Final = 64  # what a moving camera may find beyond the frame
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Class:
-    """A kind of clip. flags: what tier a must say of it; may: what it may say besides. cuts: in it."""
+    """A kind of clip. cuts: in it. is_cut_short: the file is, somewhere after its first third."""
 
     make: Callable[[Random], Frames]
-    flags: frozenset[str] = frozenset()
-    may: frozenset[str] = frozenset()
     cuts: int = 0
     is_cut_short: bool = False
 
@@ -213,26 +211,21 @@ CLASSES: Final[Mapping[str, Class]] = {
     "zoom": Class(make=lambda random: stacked(zoomed(random))),
     "cut": Class(make=cut, cuts=1),
     "slow motion": Class(make=slow_motion),
-    "night": Class(make=night, may=frozenset({"very-dark"})),
-    "street at night": Class(make=street_at_night, may=frozenset({"very-dark"})),
+    "night": Class(make=night),
+    "street at night": Class(make=street_at_night),
     "grain": Class(make=grain),
-    "black": Class(make=black, flags=frozenset({"black"})),
-    "flat": Class(make=flat, flags=frozenset({"flat"})),
-    "noise": Class(make=noise, flags=frozenset({"noise"})),
-    "frozen": Class(make=frozen, flags=frozenset({"frozen"})),
-    "frozen in the dark": Class(make=frozen_in_the_dark, flags=frozenset({"frozen"}), may=frozenset({"very-dark"})),
-    "frozen under grain": Class(make=frozen_under_grain, flags=frozenset({"static-with-grain"})),
-    "freeze tail": Class(make=freeze_tail, flags=frozenset({"freezes-midway"})),
-    "near static": Class(make=near_static, flags=frozenset({"near-static"})),
-    "flicker": Class(make=flicker, flags=frozenset({"flicker"})),
-    "blurred": Class(make=blurred, flags=frozenset({"blurred"})),
-    "doubled": Class(make=doubled, flags=frozenset({"duplicate-frames"})),
-    "cut short": Class(
-        make=lambda random: stacked(good(random)),
-        flags=frozenset({"truncated"}),
-        may=frozenset({"no-frames"}),
-        is_cut_short=True,
-    ),
+    "black": Class(make=black),
+    "flat": Class(make=flat),
+    "noise": Class(make=noise),
+    "frozen": Class(make=frozen),
+    "frozen in the dark": Class(make=frozen_in_the_dark),
+    "frozen under grain": Class(make=frozen_under_grain),
+    "freeze tail": Class(make=freeze_tail),
+    "near static": Class(make=near_static),
+    "flicker": Class(make=flicker),
+    "blurred": Class(make=blurred),
+    "doubled": Class(make=doubled),
+    "cut short": Class(make=lambda random: stacked(good(random)), is_cut_short=True),
 }
 
 
@@ -240,12 +233,12 @@ def write(frames: Frames, path: Path, fps: float = FPS) -> None:
     """An MP4 as every lane's encoder writes it."""
     raw = path.with_suffix(".rgb")
     frames.tofile(raw)
-    count_, height, width, _ = frames.shape
+    height, width = frames.shape[1:3]
     encode.encode(
         Encode(
             frames_path=str(raw),
             clip_path=str(path),
-            frames=count_,
+            frames=len(frames),
             height_px=height,
             width_px=width,
             fps=fps,

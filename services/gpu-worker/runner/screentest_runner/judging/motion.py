@@ -7,7 +7,7 @@ judged by optical flow: by pixel difference a dim clip that moves looks frozen.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import cv2
@@ -36,7 +36,7 @@ class Pair:
 
     top_px, moving_px: mean length of the largest flow, over dynamic_share and moving_share of the picture. difference:
     mean absolute luma difference of neighbours within the pair, 0..255. warp_error: what remains of the difference when
-    the second frame is moved back by the flow, 0..1.
+    the second frame is moved back by the flow, 0..1; unexplained_share: as a share of that difference.
     """
 
     first: int
@@ -46,6 +46,7 @@ class Pair:
     moving_px: float
     difference: float
     warp_error: float
+    unexplained_share: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +56,10 @@ class Motion:
     top_px: mean over pairs, at the size of Media.frames with short_side_px; moving_px: per pair. drift_px: like it,
     from the first frame of a shot to its middle and last, the largest. still_share: pairs without flow;
     unchanged_share: pairs without difference. freeze_from_s: when the longest still run begins, None where there is
-    none. is_dynamic: VBench's rule. first_last: SSIM of the first and last frame when small. adjacent: the least SSIM
-    of neighbours, None unless the clip ends as it begins. unique_share: different perceptual hashes per frame.
-    duplicate_share: neighbours that do not differ in a clip that moves. flip_share, second_difference: of the mean
-    luma. The last three need three frames.
+    none. is_dynamic: VBench's rule. warp_error, unexplained_share: mean and median over pairs. first_last: SSIM of the
+    first and last frame when small; furthest: the least SSIM of the first and one in between. unique_share: different
+    perceptual hashes per frame. duplicate_share: neighbours that do not differ in a clip that moves. flip_share,
+    second_difference: of the mean luma. The last three need three frames.
     """
 
     kind: str | None
@@ -73,8 +74,9 @@ class Motion:
     freeze_from_s: float | None
     is_dynamic: bool
     warp_error: float
+    unexplained_share: float
     first_last: float
-    adjacent: float | None
+    furthest: float
     unique_share: float
     duplicate_share: float | None
     flip_share: float | None
@@ -94,9 +96,9 @@ class Flows:
 
     def between(self, first: int, second: int) -> Flow:
         """(h, w, 2) in pixels: where each pixel of the first frame has gone in the second."""
-        return self._dis.calc(self._frame(first), self._frame(second), None)
+        return self._dis.calc(self.frame(first), self.frame(second), None)
 
-    def _frame(self, index: int) -> Luma:
+    def frame(self, index: int) -> Luma:
         """Smooth, and with the contrast of a bright clip."""
         if index not in self._ready:
             smooth = cv2.GaussianBlur(self._luma[index].astype(np.float32), (0, 0), SMOOTHING_SIGMA_PX)
@@ -123,6 +125,8 @@ def _pair(luma: Luma, first: int, second: int, flows: Flows, thresholds: Pairs) 
     flow = flows.between(first, second)
     lengths = _coherent_lengths(flow)
     differences = [cv2.absdiff(luma[i], luma[i + 1]).mean() for i in range(first, second)]
+    warp_error = _warp_error(luma[first], luma[second], flow)
+    difference = float(cv2.absdiff(luma[first], luma[second]).mean()) / 255.0
     return Pair(
         first=first,
         second=second,
@@ -130,7 +134,8 @@ def _pair(luma: Luma, first: int, second: int, flows: Flows, thresholds: Pairs) 
         top_px=_top(lengths, thresholds.dynamic_share),
         moving_px=_top(lengths, thresholds.moving_share),
         difference=float(np.mean(differences)),
-        warp_error=_warp_error(luma[first], luma[second], flow),
+        warp_error=warp_error,
+        unexplained_share=warp_error / difference if difference > 0 else 0.0,
     )
 
 
@@ -163,35 +168,31 @@ def measure(
     small_px = thresholds.still.flow_share * short_px
     is_still = [pair.moving_px < small_px for pair in pairs]
     is_unchanged = [pair.difference < thresholds.still.difference for pair in pairs]
-    is_frozen = [still and unchanged for still, unchanged in zip(is_still, is_unchanged, strict=True)]
-    run_begin, run_length = _longest_run(is_frozen)
-    drift_px = max(_drifts(len(luma), cuts, flows, thresholds.pairs.moving_share), default=0.0)
-    first_last = _likeness(luma[0], luma[-1])
-    unchanged_share = float(np.mean(is_unchanged))
-    run_share = run_length / len(pairs)
+    run_begin, run_length = _longest_run([a and b for a, b in zip(is_still, is_unchanged, strict=True)])
     tops = [pair.top_px for pair in pairs]
-    moving = [pair.moving_px for pair in pairs]
-    kind = _kind(moving, unchanged_share, run_share, drift_px, first_last, short_px, thresholds)
-    ends_alike = _similar(luma[0], luma[-1]) > thresholds.loop.first_last
-    return Motion(
-        kind=kind,
+    last = len(luma) - 1
+    measured = Motion(
+        kind=None,
         short_side_px=short_px,
         pairs=len(pairs),
         top_px=float(np.mean(tops)),
-        moving_px=tuple(moving),
-        drift_px=drift_px,
+        moving_px=tuple(pair.moving_px for pair in pairs),
+        drift_px=max(_drifts(len(luma), cuts, flows, thresholds.pairs.moving_share), default=0.0),
         still_share=float(np.mean(is_still)),
-        unchanged_share=unchanged_share,
-        longest_still_share=run_share,
+        unchanged_share=float(np.mean(is_unchanged)),
+        longest_still_share=run_length / len(pairs),
         freeze_from_s=float(media.times_s[pairs[run_begin].first]) if run_length else None,
-        is_dynamic=_is_dynamic(tops, len(luma), short_px, thresholds),
+        is_dynamic=_is_dynamic(tops, short_px, thresholds),
         warp_error=float(np.mean([pair.warp_error for pair in pairs])),
-        first_last=first_last,
-        adjacent=min(_similar(a, b) for a, b in pairwise(luma)) if ends_alike and kind is None else None,
+        unexplained_share=float(np.median([pair.unexplained_share for pair in pairs])),
+        first_last=_likeness(flows.frame(0), flows.frame(last)),
+        furthest=min(_likeness(flows.frame(0), flows.frame(round(share * last))) for share in (0.25, 0.5, 0.75)),
         unique_share=_unique_share(media, thresholds.duplicates.hash_distance),
-        duplicate_share=None if kind else _duplicate_share(luma, thresholds),
+        duplicate_share=None,
         **_flicker(luma, thresholds.flicker),
     )
+    kind = _kind(measured, thresholds)
+    return replace(measured, kind=kind, duplicate_share=None if kind else _duplicate_share(luma, thresholds))
 
 
 def flags(motion: Motion, thresholds: Thresholds) -> list[str]:
@@ -202,33 +203,44 @@ def flags(motion: Motion, thresholds: Thresholds) -> list[str]:
         found.append("flicker")
     if (motion.duplicate_share or 0.0) > thresholds.duplicates.pair_share:
         found.append("duplicate-frames")
-    if motion.adjacent is not None and motion.adjacent < thresholds.loop.adjacent:
+    if (
+        motion.kind is None
+        and motion.first_last > thresholds.loop.likeness
+        and motion.furthest < thresholds.loop.furthest
+    ):
         found.append("loop")
     return found
 
 
-def _kind(
-    moving: Sequence[float],
-    unchanged_share: float,
-    run_share: float,
-    drift_px: float,
-    first_last: float,
-    short_px: int,
-    thresholds: Thresholds,
-) -> str | None:
-    """The first that holds. Without flow a clip may still change: by grain, or by dissolving into another picture.
+def _kind(motion: Motion, thresholds: Thresholds) -> str | None:
+    """The first that holds. Without flow a clip may still change: by dissolving into another picture, or by grain.
 
     Grain gives every pair a little flow, as slow motion does; but over the whole clip only motion gets anywhere.
     """
-    slow_px = thresholds.near_static.flow_share * short_px
-    is_slow = np.mean([moving_px < slow_px for moving_px in moving]) >= thresholds.near_static.pair_share
-    if is_slow and drift_px < thresholds.still.drift_share * short_px:
-        if unchanged_share >= thresholds.still.pair_share:
-            return "frozen"
-        return "dissolve" if first_last < thresholds.still.changed_below else "static-with-grain"
-    if run_share > thresholds.freeze.run_share:
+    if _is_dissolve(motion, thresholds):
+        return "dissolve"
+    is_slow = _is_below(motion, thresholds.near_static.flow_share, thresholds)
+    if is_slow and motion.drift_px < thresholds.still.drift_share * motion.short_side_px:
+        return "frozen" if motion.unchanged_share >= thresholds.still.pair_share else "static-with-grain"
+    if motion.longest_still_share > thresholds.freeze.run_share:
         return "freezes-midway"
     return "near-static" if is_slow else None
+
+
+def _is_dissolve(motion: Motion, thresholds: Thresholds) -> bool:
+    """Another picture at the end, though nothing moves: what differs within a pair is not explained by its flow."""
+    limits = thresholds.dissolve
+    is_other = motion.first_last < limits.likeness and motion.unexplained_share > limits.unexplained_share
+    return (
+        is_other
+        and motion.unchanged_share < thresholds.still.pair_share
+        and _is_below(motion, limits.flow_share, thresholds)
+    )
+
+
+def _is_below(motion: Motion, flow_share: float, thresholds: Thresholds) -> bool:
+    limit_px = flow_share * motion.short_side_px
+    return bool(np.mean([px < limit_px for px in motion.moving_px]) >= thresholds.near_static.pair_share)
 
 
 def _longest_run(values: Sequence[bool]) -> tuple[int, int]:
@@ -249,11 +261,11 @@ def _drifts(count: int, cuts: Sequence[int], flows: Flows, share: float) -> list
     return [_top(_coherent_lengths(flows.between(begin, end)), share) for begin, end in ends]
 
 
-def _is_dynamic(tops: Sequence[float], frames: int, short_px: int, thresholds: Thresholds) -> bool:
+def _is_dynamic(tops: Sequence[float], short_px: int, thresholds: Thresholds) -> bool:
     """Source: VBench dynamic_degree.py; its n is the number of frames at 8 a second, that is of pairs and one."""
     wanted = round(thresholds.dynamic.pairs_per_16_frames * (len(tops) + 1) / 16.0)
     limit_px = thresholds.dynamic.flow_per_256_px * short_px / 256.0
-    return frames > 1 and sum(top_px > limit_px for top_px in tops) >= max(1, wanted)
+    return sum(top_px > limit_px for top_px in tops) >= max(1, wanted)
 
 
 def _likeness(first: Luma, second: Luma) -> float:

@@ -130,7 +130,8 @@ def _result(
 ) -> dict[str, Any]:
     as_asked = _as_asked(media, asked, limits)
     file_flags = ["truncated"] if _is_truncated(media) else []
-    file_flags += [f"wrong-{name}" for name, is_right in as_asked.items() if is_right is False]
+    if len(media.frames):
+        file_flags += [f"wrong-{name}" for name, is_right in as_asked.items() if is_right is False]
     return _rounded(
         {
             "thresholds_version": limits.version,

@@ -68,7 +68,6 @@ class Still:
     flow_share: float
     pair_share: float
     drift_share: float
-    changed_below: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -103,9 +102,16 @@ class Duplicates:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Dissolve:
+    likeness: float
+    flow_share: float
+    unexplained_share: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Loop:
-    first_last: float
-    adjacent: float
+    likeness: float
+    furthest: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,6 +167,7 @@ class Thresholds:
     dynamic: Dynamic
     flicker: Flicker
     duplicates: Duplicates
+    dissolve: Dissolve
     loop: Loop
     cuts: Cuts
     camera: Camera
