@@ -126,7 +126,7 @@ def test_only_telemetry_sees_the_host_s_processes_and_workers_have_no_way_out(fi
     assert worker["base"]["networks"] == ["lanes"]
     assert all("networks" not in service for name, service in worker.items() if name != "base")
     assert all("networks" not in service for service in of_lanes(compose["services"], "worker-").values())
-    assert all(compose["networks"][name]["internal"] for name in ("broker", "lanes", "storage", "api"))
+    assert all(compose["networks"][name]["internal"] for name in ("broker", "lanes", "storage", "vault", "api"))
 
 
 def test_every_container_is_locked_down_and_says_whether_it_is_well(files: dict[str, Any]) -> None:
