@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,12 +53,15 @@ class Stack:
         return subprocess.run(
             [SCREENTEST, *arguments],
             cwd=self.folder,
-            env=environment(self.home),
+            env=self.environment(),
             capture_output=True,
             text=True,
             timeout=timeout_s,
             check=False,
         )
+
+    def environment(self) -> dict[str, str]:
+        return environment(self.home)
 
     def ok(self, *arguments: str) -> str:
         done = self.run(*arguments)
@@ -89,8 +93,9 @@ class Stack:
 
 
 def environment(home: Home) -> dict[str, str]:
+    """Without judges: their jobs come and go beside what is tested here."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("SCREENTEST_")}
-    return {**clean, "SCREENTEST_HOME": str(home.path)}
+    return {**clean, "SCREENTEST_HOME": str(home.path), "SCREENTEST_JUDGES_DIR": str(home.path / "no-judges")}
 
 
 def processes_of(home: Home) -> list[str]:
@@ -117,6 +122,10 @@ def test_sweep_goes_from_submit_to_report(stack: Stack) -> None:
     fetched = stack.ok("report", sweep_id)
     assert fetched.splitlines()[-1] == f"report: out/{sweep_id}/index.html"
     document = json.loads((stack.folder / "out" / sweep_id / "report.json").read_text())
+    out_folder = stack.folder / "out"
+    names = {str(path.relative_to(out_folder)) for path in (out_folder / sweep_id).rglob("*") if path.is_file()}
+    with zipfile.ZipFile(out_folder / f"{sweep_id}.zip") as archive:
+        assert archive.testzip() is None and set(archive.namelist()) == names
     assert [row["status"] for row in document["rows"]] == ["completed"]
     assert document["final"] is True
     clip = stack.folder / "out" / sweep_id / document["rows"][0]["clip"]["file"]

@@ -160,15 +160,17 @@ def report(
     final: Annotated[bool, typer.Option(help="Wait for the report of the ended sweep, if it has ended.")] = True,
     json: Json = False,
 ) -> None:
-    """Fetch a sweep's report and clips to out/<sweep>/."""
+    """Fetch a sweep's report and clips to out/<sweep>/, and the same as out/<sweep>.zip."""
     with connect() as client:
         fetched = reportfetch.fetch(client, sweep_id, out, wait_for_final=final)
     if json:
-        printing.as_json({"index": str(fetched.index), "files": len(fetched.files), "clips": len(fetched.clips)})
+        counts = {"files": len(fetched.files), "clips": len(fetched.clips)}
+        printing.as_json({"index": str(fetched.index), "archive": str(fetched.archive), **counts})
         return
     for problem in fetched.problems:
         printing.err().print(problem, markup=False)
     printing.say(f"{len(fetched.clips)} clips, {len(fetched.files)} report files")
+    printing.say(f"zip: {shown_path(fetched.archive)}")
     printing.say(f"report: {shown_path(fetched.index)}")
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -27,9 +29,12 @@ REVISION_TRIES = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fetched:
-    """``problems``: clips that could not be fetched, as sentences; the rest is there all the same."""
+    """``archive``: the same folder as one zip. ``problems``: clips that could not be fetched, as sentences; the rest
+    is there all the same.
+    """
 
     index: Path
+    archive: Path
     files: tuple[str, ...]
     clips: tuple[str, ...]
     final: bool
@@ -37,7 +42,8 @@ class Fetched:
 
 
 def fetch(client: Client, sweep_id: str, out: Path, *, wait_for_final: bool) -> Fetched:
-    """Into ``out/<sweep>/``: index.html, report.md, report.json, sheets/, posters/, clips/.
+    """Into ``out/<sweep>/``: index.html, report.md, report.json, sheets/, strips/, posters/, clips/; and all of it
+    into ``out/<sweep>.zip``.
 
     ``wait_for_final``: of a sweep that is over, waits for the report that says so. Raises NotFound when there is no
     report yet, Unavailable when the final one does not come.
@@ -106,13 +112,29 @@ def _fetch_revision(client: Client, sweep_id: str, folder: Path, document: Mappi
         list(pool.map(save_file, files))
         problems = list(pool.map(save_clip, clips))
     artifacts.write(_inside(folder, "report.json"), json.dumps(document, indent=1, ensure_ascii=False).encode())
+    fetched = tuple(clip["file"] for clip, problem in zip(clips, problems, strict=True) if problem is None)
     return Fetched(
         index=folder / "index.html",
+        archive=_pack(folder, (*files, "report.json", *fetched)),
         files=(*files, "report.json"),
-        clips=tuple(clip["file"] for clip, problem in zip(clips, problems, strict=True) if problem is None),
+        clips=fetched,
         final=bool(document["final"]),
         problems=tuple(problem for problem in problems if problem is not None),
     )
+
+
+def _pack(folder: Path, names: Iterable[str]) -> Path:
+    """A zip beside the folder that unpacks into one of its name; the same files give the same bytes."""
+    archive = folder.with_name(f"{folder.name}.zip")
+    temporary = archive.with_name(f".{archive.name}.part")
+    with zipfile.ZipFile(temporary, "w", zipfile.ZIP_STORED) as packed:  # pictures and clips are compressed already
+        for name in sorted(set(names)):
+            entry = zipfile.ZipInfo(f"{folder.name}/{name}")  # with zip's first date: a fetch again changes nothing
+            entry.external_attr = 0o644 << 16
+            with _inside(folder, name).open("rb") as content, packed.open(entry, "w") as place:
+                shutil.copyfileobj(content, place)
+    temporary.replace(archive)
+    return archive
 
 
 def _report_json(client: Client, sweep_id: str) -> dict[str, Any]:
