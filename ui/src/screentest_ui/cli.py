@@ -65,6 +65,7 @@ _MODELS_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
 
 _RUBRIC_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("draft", cli_rubric.draft),
+    ("edit", cli_rubric.edit),
     ("check", cli_rubric.check),
     ("approve", cli_rubric.approve),
 )
