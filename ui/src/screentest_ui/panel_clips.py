@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import streamlit as st
 
 from screentest.records import ArtifactKind
+from screentest_ui import panel_link
 from screentest_ui.panel_artifacts import Link, Wanted, links
 from screentest_ui.panel_player import MOST_CLIPS, Screen, player
 from screentest_ui.panel_sweep import ClipCard
@@ -30,7 +31,7 @@ def show_clips(sweep_id: str, cards: Sequence[ClipCard]) -> None:
                 show_clip(card, clip_links[clip_of(card.job_id)], sheet_links.get(sheet_of(sweep_id, card.job_id)))
     if len(cards) > shown and st.button(f"Show {min(AT_ONCE, len(cards) - shown)} more of {len(cards)} clips"):
         st.session_state[f"clips_shown_{sweep_id}"] = shown + AT_ONCE
-        st.rerun(scope="fragment")
+        panel_link.redraw()
 
 
 def show_side_by_side(sweep_id: str, cards: Sequence[ClipCard]) -> None:

@@ -108,4 +108,4 @@ def judge_again(sweep_id: str, chosen: Sequence[str]) -> None:
         panel_link.scheduler().judge_sweep(sweep_id, judge_lane_ids=chosen)
         st.session_state.pop("judge_cost", None)
         st.toast(f"{plain(sweep_id)} is judged again; the report shows it when it is done", icon=":material/gavel:")
-        st.rerun(scope="fragment")
+        panel_link.redraw()

@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import NoReturn, TypeVar, cast
 
 import streamlit as st
+from streamlit.errors import StreamlitAPIException
 
 from screentest.client import Client
 from screentest.errors import BadRequest, ScreentestError, Unauthenticated, Unavailable
@@ -75,6 +76,14 @@ def kept(key: str, for_s: float, ask: Callable[[], T]) -> T:
 def forget(key: str) -> None:
     """What was kept under this key is asked for again."""
     st.session_state.pop(key, None)
+
+
+def redraw() -> NoReturn:
+    """Draws the part of the page around a button again; all of it where the click came with a run of the whole page."""
+    try:
+        st.rerun(scope="fragment")
+    except StreamlitAPIException:
+        st.rerun()
 
 
 @contextmanager

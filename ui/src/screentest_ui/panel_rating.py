@@ -62,7 +62,7 @@ def show_all_rated(sweep_id: str, passed: Sequence[str]) -> None:
     st.success("All clips are rated." if not passed else f"All but {counted(len(passed), 'clip')} passed over.")
     if passed and st.button("Show them again", key="unpass", type="tertiary"):
         st.session_state[f"passed-{sweep_id}"] = []
-        st.rerun(scope="fragment")
+        panel_link.redraw()
 
 
 def show_card(sweep: Sweep, clip: Contender, asked: Rubric | None) -> None:
@@ -84,7 +84,7 @@ def show_card(sweep: Sweep, clip: Contender, asked: Rubric | None) -> None:
                 rate(clip, None if score == NOT_RATED else float(score), ticks, asked)
             if st.button("Pass", key="pass", help="This clip comes again when all others are rated."):
                 st.session_state[f"passed-{sweep.record.sweep_id}"].append(clip.job_id)
-                st.rerun(scope="fragment")
+                panel_link.redraw()
 
 
 def ask_ticks(clip: Contender, asked: Rubric | None) -> tuple[Tick, ...]:
@@ -108,7 +108,7 @@ def rate(clip: Contender, score10: float | None, ticks: Sequence[Tick], asked: R
         rubric_sha256 = asked.sha256 if asked is not None and ticks else ""
         panel_link.scheduler().rate_clip(clip.job_id, score10=score10, ticks=ticks, rubric_sha256=rubric_sha256)
         st.toast(f"Kept. It was {plain(clip.model)}.", icon=":material/check:")
-        st.rerun(scope="fragment")
+        panel_link.redraw()
 
 
 # ---- blind pairs
@@ -196,7 +196,7 @@ def edit(sweep_id: str, row: str, text: str) -> None:
     with panel_link.errors_told():
         panel_link.scheduler().edit_finding(sweep_id, row, text)
         st.toast("Kept; the next revision of the report has it.", icon=":material/check:")
-        st.rerun(scope="fragment")
+        panel_link.redraw()
 
 
 def _asked(sweep_id: str) -> tuple[Sweep, tuple[Job, ...], Votes]:

@@ -91,7 +91,7 @@ def show_editor(prompt: str, desk: Desk) -> None:
     now = panel_rubric.from_rows(desk.base, elements, beats)
     put(sha256, Desk(base=desk.base, now=now, filling=desk.filling))
     if now != desk.now:
-        st.rerun(scope="fragment")  # the name of the expander says what it holds
+        panel_link.redraw()  # the name of the expander says what it holds
     show_state(prompt, now)
 
 
@@ -128,7 +128,7 @@ def show_state(prompt: str, now: Rubric) -> None:
             show_approval(prompt, now)
         if st.button("Draft it anew", key=f"redraft-{prompt_sha256(prompt)[:12]}", type="tertiary"):
             st.session_state[KEPT].pop(prompt_sha256(prompt))
-            st.rerun(scope="fragment")
+            panel_link.redraw()
 
 
 def show_approval(prompt: str, now: Rubric) -> None:
@@ -150,7 +150,7 @@ def show_approval(prompt: str, now: Rubric) -> None:
         approved = rubric.approve(now, name or "", panel_rubric.SOURCE)
         desk: Desk = st.session_state[KEPT][prompt_sha256(prompt)]
         put(prompt_sha256(prompt), Desk(base=approved, now=approved, filling=desk.filling + 1))
-        st.rerun(scope="fragment")
+        panel_link.redraw()
 
 
 def put(sha256: str, desk: Desk) -> None:

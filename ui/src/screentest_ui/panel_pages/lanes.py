@@ -114,7 +114,7 @@ def show_doctor(rows: Sequence[catalogue.Row], seen: Doctor) -> None:
         label = "Examining …" if seen.is_busy else "Ask the doctor"
         if st.button(label, key="examine", disabled=seen.is_busy or not chosen, icon=":material/stethoscope:"):
             seen.examine(chosen)
-            st.rerun(scope="fragment")
+            panel_link.redraw()
     for lane_id, verdict in seen.verdicts.items():
         if verdict.faults or verdict.trouble:
             st.error(f"**{plain(lane_id)}** {plain(verdict.words)}", icon=":material/error:")

@@ -122,7 +122,7 @@ def set_priority(sweep: Sweep, priority: int) -> None:
 def changed() -> None:
     """The list of sweeps is asked for again at once, not when it is old."""
     panel_link.forget("sweeps")
-    st.rerun(scope="fragment")
+    panel_link.redraw()
 
 
 @st.fragment(run_every=EVERY_S)

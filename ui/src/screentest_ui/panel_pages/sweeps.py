@@ -68,7 +68,7 @@ def show_list() -> None:
             show_line(sweep)
         if len(sweeps) > shown and st.button("Older sweeps", icon=":material/expand_more:"):
             st.session_state["sweeps_shown"] = shown + PAGE
-            st.rerun(scope="fragment")
+            panel_link.redraw()
 
 
 def show_line(sweep: Sweep) -> None:
