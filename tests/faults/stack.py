@@ -42,7 +42,11 @@ class Stack:
         done = subprocess.run(
             [SCREENTEST, *arguments],
             cwd=self.folder,
-            env={**clean, "SCREENTEST_HOME": str(self.home.path)},
+            env={
+                **clean,
+                "SCREENTEST_HOME": str(self.home.path),
+                "SCREENTEST_JUDGES_DIR": str(self.home.path / "no-judges"),  # what is broken here is generation
+            },
             capture_output=True,
             text=True,
             timeout=240,

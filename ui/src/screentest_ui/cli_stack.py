@@ -9,7 +9,6 @@ from typing import Annotated
 
 import typer
 
-from screentest.lanes import load_lanes
 from screentest.subjects import check_id
 from screentest_ui import credentials, printing, services, stack
 from screentest_ui.home import default_home
@@ -20,6 +19,9 @@ def up(
     device: Annotated[str, typer.Option(help="cpu-0 (miniatures, no GPU needed) or gpu-0.")] = "cpu-0",
     lanes: Annotated[str, typer.Option(help="Only these lanes, separated by commas.")] = "",
     stub: Annotated[bool, typer.Option("--stub", help="Also the stub lanes, which draw without a model.")] = False,
+    judges: Annotated[
+        str, typer.Option(help="Only these judges, separated by commas. Default: those that need no weights.")
+    ] = "",
     weights_dir: Annotated[
         Path | None, typer.Option(help="Where hub weights are, one folder per lane id. Default: <home>/models.")
     ] = None,
@@ -28,10 +30,10 @@ def up(
 ) -> None:
     """Start what is missing of the local stack, until it answers."""
     home, place = default_home(), services.installation(os.environ)
-    asked = tuple(part.strip() for part in lanes.split(",") if part.strip())
     wanted = services.Wanted(
         device=device,
-        lanes=services.choose_lanes(place, asked, with_stub=stub),
+        lanes=services.choose_lanes(place, _named(lanes), with_stub=stub),
+        judges=services.choose_judges(place, _named(judges)),
         weights_dir=(weights_dir or home.path / "models").absolute(),
         with_panel=panel,
         with_metrics=metrics,
@@ -44,6 +46,10 @@ def up(
         printing.say(f"metrics: {home.metrics_file}")
     if not result.started:
         printing.say("everything was running already")
+
+
+def _named(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def down() -> None:
@@ -82,7 +88,7 @@ def secrets(
 
     home, place = default_home(), services.installation(os.environ)
     kept = home.secrets
-    lane_ids = tuple(load_lanes(place.lanes_dir))
+    lane_ids = services.worker_ids(place)
     named = tuple(check_id(device.strip(), "device") for device in devices.split(","))
     users = credentials.nats_users(services.HOST, lane_ids, named)
     for host in also or ():

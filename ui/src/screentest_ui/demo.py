@@ -42,6 +42,7 @@ def run(home: Home) -> int:
         wanted = services.Wanted(
             device=DEVICE,
             lanes=services.choose_lanes(place, asked.lane_ids, with_stub=False),
+            judges=services.choose_judges(place, ()),
             weights_dir=home.path / "models",
             with_panel=False,
         )

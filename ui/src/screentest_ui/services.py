@@ -6,8 +6,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from screentest.errors import BadRequest
+from screentest.judges import JudgeLane, load_judges
 from screentest.lanes import Lane, load_lanes
 from screentest_ui import credentials, servers
 from screentest_ui.home import Home
@@ -17,6 +19,7 @@ from screentest_ui.programs import MARKER, Program
 HOST = "local"
 BUCKET = "screentest"
 STUB_ENV = "stub"
+CPU = "cpu-0"
 
 # The GPU lock is the host's, not a stack's: two stacks that share a card must meet at one file.
 GPU_LOCK_DIR = Path("/var/lock/screentest")
@@ -35,11 +38,15 @@ PORT_SETTINGS = {
 }
 
 
+Entry = TypeVar("Entry", Lane, JudgeLane)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Installation:
-    """Where the checkout keeps lanes and model environments."""
+    """Where the checkout keeps lanes, judges and model environments."""
 
     lanes_dir: Path
+    judges_dir: Path
     envs_dir: Path
 
     def env_python(self, env: str) -> Path:
@@ -50,28 +57,46 @@ class Installation:
 class Wanted:
     """What a person asks of ``up``. ``device`` "cpu-0" or "gpu-0"; ``weights_dir``: hub weights by lane id.
 
-    ``with_metrics``: every service that has numbers for Prometheus serves them.
+    ``judges``: those that get a worker. ``with_metrics``: every service that has numbers for Prometheus serves them.
     """
 
     device: str
     lanes: tuple[Lane, ...]
     weights_dir: Path
+    judges: tuple[JudgeLane, ...] = ()
     with_panel: bool = True
     with_metrics: bool = False
+
+    @property
+    def workers(self) -> tuple[Lane | JudgeLane, ...]:
+        return (*self.lanes, *self.judges)
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The lanes' device first. Judges that take no GPU work on the CPU, beside it."""
+        return tuple(dict.fromkeys((self.device, CPU)))
+
+    def device_of(self, lane: Lane | JudgeLane) -> str:
+        return CPU if isinstance(lane, JudgeLane) and lane.device != "gpu" else self.device
 
     @property
     def port_names(self) -> tuple[str, ...]:
         if not self.with_metrics:
             return PORT_NAMES
-        services = ("scheduler", "telemetry", *(worker_name(lane.id) for lane in self.lanes))
+        services = ("scheduler", "telemetry", *(worker_name(lane.id) for lane in self.workers))
         return (*PORT_NAMES, *(METRICS + name for name in services))
 
 
 def installation(environment: Mapping[str, str]) -> Installation:
-    """The checkout this package is installed from, unless SCREENTEST_LANES_DIR or SCREENTEST_ENVS_DIR say otherwise."""
+    """The checkout this package is installed from, unless SCREENTEST_LANES_DIR, _JUDGES_DIR or _ENVS_DIR say otherwise.
+
+    Judges are looked for beside the lanes.
+    """
     root = Path(__file__).parents[3]
+    lanes_dir = Path(environment.get("SCREENTEST_LANES_DIR") or root / "deploy" / "lanes").absolute()
     return Installation(
-        lanes_dir=Path(environment.get("SCREENTEST_LANES_DIR") or root / "deploy" / "lanes").absolute(),
+        lanes_dir=lanes_dir,
+        judges_dir=Path(environment.get("SCREENTEST_JUDGES_DIR") or lanes_dir.parent / "judges").absolute(),
         envs_dir=Path(environment.get("SCREENTEST_ENVS_DIR") or root / ".venvs").absolute(),
     )
 
@@ -94,9 +119,30 @@ def choose_lanes(place: Installation, asked: Sequence[str], *, with_stub: bool) 
     return usable
 
 
+def choose_judges(place: Installation, asked: Sequence[str]) -> tuple[JudgeLane, ...]:
+    """The judges asked for, or every judge that needs neither weights nor a server and whose env is installed.
+
+    BadRequest names an unknown judge's neighbours, or the command that installs a missing env.
+    """
+    catalogue = load_judges(place.judges_dir)
+    if not asked:
+        return tuple(
+            judge for judge in catalogue.values() if judge.tier == "a" and place.env_python(judge.env).exists()
+        )
+    for judge_id in asked:
+        if judge_id not in catalogue:
+            raise BadRequest(f"no judge {judge_id!r}; there are {', '.join(catalogue) or 'none'} in {place.judges_dir}")
+    return tuple(_installed(place, catalogue[judge_id]) for judge_id in dict.fromkeys(asked))
+
+
+def worker_ids(place: Installation) -> tuple[str, ...]:
+    """Every lane and judge that there is: each has its own user and queue."""
+    return (*load_lanes(place.lanes_dir), *load_judges(place.judges_dir))
+
+
 def server_programs(home: Home, ports: Mapping[str, int], place: Installation) -> tuple[servers.Server, servers.Server]:
     """NATS and the depot, with their configuration written. Every lane has its user, also those not started now."""
-    users = credentials.nats_users(HOST, tuple(load_lanes(place.lanes_dir)))
+    users = credentials.nats_users(HOST, worker_ids(place))
     nats = servers.configure_nats(
         home.path / "nats",
         ports["nats"],
@@ -110,10 +156,10 @@ def server_programs(home: Home, ports: Mapping[str, int], place: Installation) -
 
 
 def our_programs(home: Home, ports: Mapping[str, int], place: Installation, wanted: Wanted) -> dict[str, Program]:
-    """Scheduler first; then telemetry, reporter, a worker per lane and the panel."""
+    """Scheduler first; then telemetry, reporter, a worker per lane and judge, and the panel."""
     build = _Builder(home, ports, place, wanted)
     programs = [build.scheduler(), build.telemetry(), build.reporter()]
-    programs.extend(build.worker(lane) for lane in wanted.lanes)
+    programs.extend(build.worker(lane) for lane in wanted.workers)
     if wanted.with_panel:
         programs.append(build.panel())
     return {program.name: program for program in programs}
@@ -165,14 +211,15 @@ class _Builder:
             **self._depot("scheduler"),
             **client_settings(self._home, self._ports),
             "SCREENTEST_LANES_DIR": str(self._place.lanes_dir),
-            "SCREENTEST_DEVICES": self._wanted.device,
+            "SCREENTEST_JUDGES_DIR": str(self._place.judges_dir),
+            "SCREENTEST_DEVICES": ",".join(self._wanted.devices),
         }
         return self._service("scheduler", env)
 
     def telemetry(self) -> Program:
         env = {
             **self._bus("telemetry"),
-            "SCREENTEST_DEVICES": self._wanted.device,
+            "SCREENTEST_DEVICES": ",".join(self._wanted.devices),
             "SCREENTEST_LOCK_DIR": str(self._lock_dir),
             "SCREENTEST_STATE_DIR": str(self._home.path / "telemetry"),
             # Plain processes of one host: there is one pid namespace, so an empty list of processes is complete.
@@ -188,12 +235,13 @@ class _Builder:
         }
         return self._service("reporter", env)
 
-    def worker(self, lane: Lane) -> Program:
+    def worker(self, lane: Lane | JudgeLane) -> Program:
+        folder = self._place.judges_dir if isinstance(lane, JudgeLane) else self._place.lanes_dir
         state_dir = self._home.path / "workers" / lane.id
         env = {
             **self._bus(credentials.worker_user(lane.id)),
-            "SCREENTEST_LANE_FILE": str(self._place.lanes_dir / f"{lane.id}.toml"),
-            "SCREENTEST_DEVICE": self._wanted.device,
+            "SCREENTEST_LANE_FILE": str(folder / f"{lane.id}.toml"),
+            "SCREENTEST_DEVICE": self._wanted.device_of(lane),
             "SCREENTEST_LOCK_DIR": str(self._lock_dir),
             "SCREENTEST_STATE_DIR": str(state_dir),
             "SCREENTEST_ENV_PYTHON": str(self._place.env_python(lane.env)),
@@ -269,8 +317,8 @@ def known_lane(catalogue: Mapping[str, Lane], lane_id: str) -> Lane:
     return catalogue[lane_id]
 
 
-def _installed(place: Installation, lane: Lane) -> Lane:
+def _installed(place: Installation, lane: Entry) -> Entry:
     python = place.env_python(lane.env)
     if not python.exists():
-        raise BadRequest(f"lane {lane.id!r} wants env {lane.env!r}, and {python} is missing; run `make envs`")
+        raise BadRequest(f"{lane.id!r} wants env {lane.env!r}, and {python} is missing; run `make envs`")
     return lane

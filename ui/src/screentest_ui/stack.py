@@ -132,7 +132,7 @@ class _Launcher:
     def wait_until_ready(self, wanted: Wanted) -> None:
         with self._client() as client:
             self._wait("telemetry", lambda: all(device.proof is not None for device in client.list_gpus()))
-            for lane in wanted.lanes:
+            for lane in wanted.workers:
                 self._wait(services.worker_name(lane.id), partial(_worker_is_alive, client, lane.id))
         self._wait("reporter", lambda: True)
         if wanted.with_panel:
@@ -194,7 +194,7 @@ def _plan(home: Home, wanted: Wanted, environment: Mapping[str, str], say: Say) 
         say(f"already running in {home.path}: {', '.join(running)}")
         if known.device != wanted.device:
             raise NotPossibleNow(f"this stack runs with --device {known.device}; run `screentest down` first")
-    lane_ids = tuple(dict.fromkeys([*(known.lane_ids if running else ()), *(lane.id for lane in wanted.lanes)]))
+    lane_ids = tuple(dict.fromkeys([*(known.lane_ids if running else ()), *(lane.id for lane in wanted.workers)]))
     return replace(
         known,
         device=wanted.device,
