@@ -30,6 +30,7 @@ from screentest.kit.store import Store
 from screentest.records import Artifact, Job, Keyframe, Stamp
 from screentest_reporter import case_study, document, page, tape
 from screentest_reporter.case_study import CaseStudy, Material
+from screentest_reporter.judgements import Judgements
 from screentest_reporter.model_table import PICTURE_KINDS, Pictures
 from screentest_reporter.narrative import RANDOM_WEIGHTS_BADGE
 from screentest_reporter.pictures import PictureError, PictureMaker
@@ -76,6 +77,7 @@ class Publisher:
         self._bus = bus
         self._store = store
         self._pictures = pictures
+        self._judgements = Judgements(store)
         self._drafts: dict[str, Draft] = {}
 
     async def publish(self, state: SweepState) -> None:
@@ -104,6 +106,7 @@ class Publisher:
     def forget(self, sweep_id: str) -> None:
         """Frees the memory of a finished report; the depot remembers it."""
         self._drafts.pop(sweep_id, None)
+        self._judgements.forget(sweep_id)
 
     # ---- what is there already
 
@@ -205,6 +208,7 @@ class Publisher:
             recordings={host: found.recording for host, found in draft.tapes.items()},
             pictures={job_id: pictures for job_id, (_, pictures) in draft.pictures.items()},
             keyframe=draft.keyframe or Pictures(),
+            scores=await self._judgements.scores(state),
         )
         study = await asyncio.to_thread(
             case_study.build, state, material, revision=revision, published_at=datetime.now(UTC), epoch=epoch

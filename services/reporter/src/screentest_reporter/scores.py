@@ -13,20 +13,36 @@ from screentest.rubric import Element, Rubric
 from screentest_reporter.controls import Verdict
 from screentest_reporter.ranking import Ranked
 from screentest_reporter.scoring import SEEN, ElementScore, Score
+from screentest_reporter.votes import Preferred
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClipScore:
-    """One clip against one rubric. ``finding``: the scored line without a full stop, "" = the table's own stands."""
+    """One clip against one rubric. ``finding``: the scored line without a full stop, "" = the table's own stands.
+
+    ``controls``: of the judge that the number follows most; None where no judge answered.
+    """
 
     rubric: Rubric
     score: Score
     finding: str = ""
+    controls: Verdict | None = None
 
     @property
     def text(self) -> str:
         """As the column "Prompt match" shows it: ``3.5/10``."""
         return "not scored" if self.score.score10 is None else f"{self.score.score10:.1f}/10"
+
+    @property
+    def printed(self) -> str:
+        """The number with all that belongs to it: ``6.3 ± 1.5, controls 5/5``."""
+        has_controls = self.controls is not None and self.score.score10 is not None
+        return f"{self.score.text}, {self.controls.text}" if has_controls and self.controls else self.score.text
+
+    @property
+    def why_greyed(self) -> str:
+        """Why the number cannot be believed; empty where it can."""
+        return self.controls.why_greyed if self.controls is not None else ""
 
     @property
     def interval_text(self) -> str:
@@ -81,7 +97,8 @@ class KeyframeScore:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scores:
-    """Of one sweep. ``clips`` by job id; ``ranked`` by prompt index, as `ranking.ranked` gives it.
+    """Of one sweep. ``clips`` by job id; ``ranked`` by prompt index, as `ranking.ranked` gives it; ``people``: the same
+    of blind pairs.
 
     ``pending``: judge jobs that have not ended yet. ``ratings``: how many ratings and votes of people are in it.
     ``not_scored``: why nothing is scored, for the page's own sentence.
@@ -91,9 +108,15 @@ class Scores:
     ranked: Mapping[int, tuple[Ranked, ...]] = field(default_factory=lambda: MappingProxyType({}))
     judges: tuple[JudgeVerdict, ...] = ()
     keyframe: tuple[KeyframeScore, ...] = ()
+    people: Mapping[int, tuple[Preferred, ...]] = field(default_factory=lambda: MappingProxyType({}))
     pending: int = 0
     ratings: int = 0
     not_scored: str = "no judge was asked"
+
+    @property
+    def greyed(self) -> frozenset[str]:
+        """Ids of the judges that their controls do not let us believe."""
+        return frozenset(judge.judge_id for judge in self.judges if judge.verdict.is_greyed)
 
 
 NO_SCORES = Scores()

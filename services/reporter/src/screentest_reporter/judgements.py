@@ -1,0 +1,98 @@
+"""Reads the judgements and rubrics of a sweep from the depot, each once, and has them made into scores."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from screentest import judgement, rubric
+from screentest.errors import BadRequest, NotFound
+from screentest.judgement import Judgement
+from screentest.kit.store import Store
+from screentest.records import Artifact, RubricRef
+from screentest.rubric import Rubric
+from screentest_reporter import tally
+from screentest_reporter.scores import NO_SCORES, Scores
+from screentest_reporter.sweeps import SweepState
+from screentest_reporter.tally import Findings, Memo
+
+log = structlog.get_logger()
+
+AT_ONCE = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Broken:
+    why: str
+
+
+class Judgements:
+    """What lies in the depot by content never changes: a judgement is fetched once for all revisions of a report."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._read: dict[str, Judgement | Rubric | _Broken] = {}
+        self._memos: dict[str, Memo] = {}
+        self._gate = asyncio.Semaphore(AT_ONCE)
+
+    async def scores(self, state: SweepState) -> Scores:
+        """Of a snapshot. Raises Unavailable when the depot is away; what is missing or broken is told in its row."""
+        refs = list(tally.current_rubrics(state).values())
+        if not refs:
+            return NO_SCORES
+        jobs = {job.spec.job_id: job.judgement for job in tally.current_judging(state) if job.judgement is not None}
+        others = (job.spec.judged.other_rubric for job in tally.current_judging(state) if job.spec.judged)
+        refs += [ref for ref in others if ref is not None]
+        read = await asyncio.gather(*(self._judgement(artifact) for artifact in jobs.values()))
+        rubrics = await asyncio.gather(*(self._rubric(ref) for ref in refs))
+        by_job = dict(zip(jobs, read, strict=True))
+        by_hash = {ref.rubric_sha256: item for ref, item in zip(refs, rubrics, strict=True)}
+        found = Findings(
+            judgements={key: item for key, item in by_job.items() if isinstance(item, Judgement)},
+            rubrics={key: item for key, item in by_hash.items() if isinstance(item, Rubric)},
+            broken={key: item.why for key, item in (*by_job.items(), *by_hash.items()) if isinstance(item, _Broken)},
+        )
+        memo = self._memos.setdefault(state.sweep_id, {})
+        return await asyncio.to_thread(tally.scores, state, found, memo)
+
+    def forget(self, sweep_id: str) -> None:
+        """Frees the memory of a sweep whose report is finished; what others need is read again."""
+        self._memos.pop(sweep_id, None)
+        if not self._memos:
+            self._read.clear()
+
+    async def _judgement(self, artifact: Artifact) -> Judgement | Rubric | _Broken:
+        return await self._once(
+            artifact.key, artifact.sha256, "the judgement", lambda data: judgement.from_json(data, artifact.key)
+        )
+
+    async def _rubric(self, ref: RubricRef) -> Judgement | Rubric | _Broken:
+        return await self._once(
+            ref.key, ref.sha256, "the rubric", lambda data: rubric.from_json(data.decode("utf-8"), ref.key)
+        )
+
+    async def _once(
+        self, key: str, sha256: str, what: str, parse: Callable[[bytes], Judgement | Rubric]
+    ) -> Judgement | Rubric | _Broken:
+        """What is broken is not remembered: a person may have put it back."""
+        if sha256 not in self._read:
+            try:
+                async with self._gate:
+                    data = await self._store.get(key)
+                if hashlib.sha256(data).hexdigest() != sha256:
+                    raise BadRequest(f"{what} in the depot is not what was recorded")
+                self._read[sha256] = await asyncio.to_thread(parse, data)
+            except NotFound:
+                return _broken(key, f"{what} is gone from the depot")
+            except (BadRequest, UnicodeDecodeError) as error:
+                return _broken(key, str(error))
+        return self._read[sha256]
+
+
+def _broken(key: str, why: str) -> _Broken:
+    log.warning("judgement_not_read", key=key, error=why)
+    return _Broken(why=why)
