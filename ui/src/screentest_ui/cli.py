@@ -10,6 +10,7 @@ import typer
 
 from screentest.errors import BadRequest, ScreentestError
 from screentest_ui import (
+    cli_compare,
     cli_fleet,
     cli_judge,
     cli_lanes,
@@ -47,6 +48,8 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("priority", cli_judge.priority),
     ("judge", cli_judge.judge),
     ("finding", cli_judge.finding),
+    ("diff", cli_compare.diff),
+    ("replay", cli_compare.replay),
     ("report", cli_sweeps.report),
     ("events", cli_sweeps.events),
     ("preflight", cli_sweeps.preflight),

@@ -32,6 +32,15 @@ OVERLAP_S = 5.0  # asked for again each time: a batch may arrive late
 WINDOWS = {"2 min": 120.0, "5 min": 300.0, "15 min": 900.0}
 HEIGHT_PX = 190
 SPAN_PX = 22
+# Never by colour alone: the words stand in the legend and in each bar's tooltip.
+SPAN_COLOURS = {
+    "completed": "#3b6fd4",
+    "running": "#e0a32e",
+    "failed": "#c8443b",
+    "refused": "#8a63c9",
+    "cancelled": "#8a8f98",
+    "tried again": "#b9bec7",
+}
 LIVE = ""
 SWEEP_EVERY_S = 5.0
 MOST_SWEEPS = 50
@@ -108,7 +117,12 @@ def span_chart(found: Sequence[Span], domain: Domain) -> altair.Chart:
             x=time_axis("from", domain),
             x2="to:T",
             y=altair.Y("job:N", title=None, sort=None, axis=altair.Axis(labelLimit=160)),
-            color=altair.Color("status:N", title=None, legend=altair.Legend(orient="top")),
+            color=altair.Color(
+                "status:N",
+                title=None,
+                legend=altair.Legend(orient="top"),
+                scale=altair.Scale(domain=list(SPAN_COLOURS), range=list(SPAN_COLOURS.values())),
+            ),
             tooltip=["job:N", "attempt:Q", "status:N", altair.Tooltip("from:T", format="%H:%M:%S")],
         )
         .properties(height=altair.Step(SPAN_PX))
