@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from screentest.records import (
     Preflight,
     Started,
     Verdict,
+    Weights,
 )
 from screentest.rubric import Beat, Element, Rubric
 from tests.conftest import RunningServer
@@ -183,8 +185,6 @@ async def test_rubric_that_asks_other_things_is_refused(worker: JudgeRig, clip: 
     spec = worker.judge_spec(clip, asked_of())
     assert spec.judged is not None
     other = worker.put_rubric(asked_of("a bar moves", "a cathedral"))
-    from dataclasses import replace
-
     wrong = replace(spec.judged, rubric=replace(other, rubric_sha256=spec.judged.rubric.rubric_sha256))
     await worker.admit(replace(spec, judged=wrong))
     outcome = await worker.outcome(spec)
@@ -316,6 +316,21 @@ async def test_judge_that_does_not_fit_is_told_before_and_loads_nothing(
         worker.free_bytes = 5 * GIB
         fits: Any = await worker.command(Preflight(spec=spec))
         assert fits.verdict is Verdict.OK
+
+
+async def test_scene_lane_makes_clips_that_count_as_of_real_weights(
+    bus: Bus, nats_server: RunningServer, tmp_path: Path
+) -> None:
+    file = REPOSITORY / "tests" / "lanes" / "scene-all-beats.toml"
+    prompt = "a red circle, then a green square, then a blue cross, then a white ring, on a dark background"
+    async with rig(bus, nats_server.url, tmp_path, lane_file=file) as worker:
+        call = {"prompt": prompt, "scene": "all-beats", "num_frames": 16, "steps": 1, "fps": 8}
+        spec = worker.spec(call=call, weights=Weights.HUB, num_frames=16, steps=1, fps=8.0)
+        await worker.admit(spec)
+        outcome = await worker.outcome(spec)
+        assert outcome.failure_class is None, outcome.cause
+        assert outcome.clip is not None
+        assert (outcome.clip.frames, outcome.clip.flags) == (16, ())
 
 
 def steps_of(worker: JudgeRig, spec: JobSpec) -> list[int]:

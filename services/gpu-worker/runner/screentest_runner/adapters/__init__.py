@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from screentest_runner.adapters.diffusers import DiffusersAdapter
 from screentest_runner.adapters.judge import JudgeAdapter
+from screentest_runner.adapters.scene import SceneAdapter
 from screentest_runner.adapters.stub import StubAdapter
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.frames import Clip
@@ -52,6 +53,7 @@ class Adapter(Holder, Protocol):
 
 ADAPTERS: dict[str, type[Adapter]] = {
     "diffusers": DiffusersAdapter,
+    "scene": SceneAdapter,
     "stub": StubAdapter,
 }
 
