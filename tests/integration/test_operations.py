@@ -9,6 +9,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -191,6 +192,32 @@ def test_examples_of_the_client_do_what_they_say(stack: Kept) -> None:
         assert clip is not None
         content = (stack.folder / "clips" / f"stub-{seed}.mp4").read_bytes()
         assert hashlib.sha256(content).hexdigest() == clip.sha256
+
+
+def test_backup_of_a_running_stack_comes_back_and_its_sweep_goes_on(stack: Kept, tmp_path: Path) -> None:
+    sweep_id = stack.submit(seeds=range(401, 405))
+    with stack.client() as client:
+        wait_for(lambda: stack.completed(sweep_id) > 0)
+        client.drain("local", "cpu-0", reason="a backup")
+    stack.ok("drain", "cpu-0", "--wait")
+    before = stack.completed(sweep_id)
+    told = stack.ok("backup", "kept-safe")
+    assert told.startswith("kept-safe: ")
+    running = stack.run("restore-backup", "kept-safe")
+    assert "the stack is running" in running.stderr
+
+    other = Kept(folder=stack.folder, home=Home(tmp_path / "other"), settings={**stack.settings})
+    try:
+        assert "objects are back" in other.ok("restore-backup", "kept-safe")
+        other.start("3.0")
+        assert other.completed(sweep_id) == before < 4
+        other.ok("undrain", "cpu-0")
+        other.ok("watch", sweep_id)
+        assert "4 clips" in other.ok("report", sweep_id)
+    finally:
+        other.run("down")
+        stack.ok("undrain", "cpu-0")
+    assert processes_of(other.home) == []
 
 
 def test_depot_that_is_away_is_said(stack: Kept) -> None:

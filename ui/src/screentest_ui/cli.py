@@ -10,6 +10,7 @@ import typer
 
 from screentest.errors import BadRequest, ScreentestError
 from screentest_ui import (
+    cli_backup,
     cli_compare,
     cli_fleet,
     cli_judge,
@@ -58,6 +59,8 @@ _VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (
     ("drain", cli_fleet.drain),
     ("undrain", cli_fleet.undrain),
     ("restore", cli_restore.restore),
+    ("backup", cli_backup.backup),
+    ("restore-backup", cli_backup.restore_backup),
 )
 
 _MODELS_VERBS: tuple[tuple[str, Callable[..., int | None]], ...] = (

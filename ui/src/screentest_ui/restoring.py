@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from screentest import subjects, wire
 from screentest.errors import Conflict, NotFound, NotPossibleNow, ScreentestError, Unavailable
@@ -22,6 +23,8 @@ from screentest.records import ControlEvent, Drained, RestoreBegun, SweepArchive
 from screentest_ui import services
 from screentest_ui.home import Home
 from screentest_ui.ports import LOOPBACK
+
+T = TypeVar("T")
 
 # As many appends to different subjects are on their way at once.
 WAVE = 256
@@ -95,6 +98,17 @@ def settings_of(home: Home, environment: Mapping[str, str]) -> tuple[ServiceSett
 
 async def restore_into(settings: ServiceSettings, depot: DepotSettings, asked: Sequence[str]) -> Outcome:
     """The sweeps asked for, or with none all that have an archive."""
+
+    async def restore_them(bus: Bus, store: Store) -> Outcome:
+        await bus.ensure_streams()
+        archive = Archive(store)
+        return await restore_all(bus, archive, asked or await archive.sweeps())
+
+    return await connected(settings, depot, restore_them)
+
+
+async def connected(settings: ServiceSettings, depot: DepotSettings, work: Callable[[Bus, Store], Awaitable[T]]) -> T:
+    """``work`` with broker and depot. Unavailable when the broker does not answer within seconds."""
     store = Store(
         url=depot.url,
         bucket=depot.bucket,
@@ -106,9 +120,7 @@ async def restore_into(settings: ServiceSettings, depot: DepotSettings, asked: S
         settings.nats_url, name="restore", user=settings.nats_user, password=settings.nats_password(), timeout_s=5
     )
     try:
-        await bus.ensure_streams()
-        archive = Archive(store)
-        return await restore_all(bus, archive, asked or await archive.sweeps())
+        return await work(bus, store)
     finally:
         await bus.close()
 

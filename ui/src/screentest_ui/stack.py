@@ -8,7 +8,7 @@ import json
 import os
 import secrets as stdlib_secrets
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -87,6 +87,28 @@ def down(home: Home, say: Say) -> int:
     return len(up_now)
 
 
+@contextlib.contextmanager
+def servers_running(home: Home, place: Installation, environment: Mapping[str, str], say: Say) -> Iterator[None]:
+    """Broker and depot of this home run meanwhile. Those that did not are started for it, and stopped behind it."""
+    if {"nats", "depot"} <= set(alive(home)):
+        yield
+        return
+    known = home.read()
+    nothing_else = Wanted(device=known.device if known else "cpu-0", lanes=(), weights_dir=home.path, with_panel=False)
+    with home.locked():
+        launcher = _Launcher(home, _plan(home, nothing_else, environment, say), say)
+        home.write(launcher.running)
+        try:
+            for server in services.server_programs(home, launcher.running.ports, place):
+                launcher.launch_server(server)
+            yield
+        finally:
+            ours = {name: launcher.running.processes[name] for name in launcher.started}
+            programs.stop_all(tuple(ours.values()), grace_s=STOP_GRACE_S)
+            left = {name: process for name, process in launcher.running.processes.items() if name not in ours}
+            home.write(replace(launcher.running, processes=left))
+
+
 def is_up(home: Home) -> bool:
     """True when at least one process of the stack runs."""
     return bool(alive(home))
@@ -109,6 +131,11 @@ class _Launcher:
         self._say = say
         self._programs: dict[str, Program] = {}
         self.started: list[str] = []
+
+    @property
+    def running(self) -> Running:
+        """With everything that was started."""
+        return self._running
 
     def launch_server(self, server: Server) -> None:
         """Starts NATS or the depot and waits for it; tells a running NATS to read its users again."""

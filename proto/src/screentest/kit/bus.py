@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Any
 
 import nats
 import nats.errors
@@ -54,6 +55,9 @@ ACK_WAIT_S = 30.0
 MAX_ACK_PENDING = 3  # one on the GPU, the others decoding or uploading
 # A backstop only: budgets are counted by the scheduler.
 MAX_DELIVER = 10
+SNAPSHOT_PIECE_BYTES = 128 * 1024
+# A stream of a few GiB on a slow disk.
+SNAPSHOT_WITHIN_S = 600.0
 VITALS_KEPT_S = 14 * 24 * 3600.0
 # How long one pull waits for the next message; also how soon a reader notices that the broker is away.
 FOLLOW_POLL_S = 5.0
@@ -325,6 +329,69 @@ class Bus:
         state = info.state
         return StreamState(epoch=created, last_sequence=state.last_seq, messages=state.messages, size_bytes=state.bytes)
 
+    # ---- snapshots
+
+    async def snapshot(self, stream: str, write: Callable[[bytes], object]) -> dict[str, Any]:
+        """Gives the whole stream as of one moment to ``write``, in pieces; returns what ``restore_snapshot`` needs.
+
+        Sequences, times and headers are in it; consumers are not: the scheduler makes its own.
+        """
+        ended: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+        async def on_piece(message: Msg) -> None:
+            if message.data:
+                write(message.data)
+            elif not ended.done():
+                ended.set_result((message.headers or {}).get(Header.DESCRIPTION.value, ""))
+            if message.reply:  # the broker sends the next ones when some have been taken
+                await self._client.publish(message.reply, b"")
+
+        inbox = self._client.new_inbox()
+        subscription = await self._client.subscribe(inbox, cb=on_piece)
+        try:
+            ask = {"deliver_subject": inbox, "no_consumers": True, "chunk_size": SNAPSHOT_PIECE_BYTES}
+            described = await self._api(f"STREAM.SNAPSHOT.{stream}", ask)
+            async with asyncio.timeout(SNAPSHOT_WITHIN_S):
+                trouble = await ended
+        except TimeoutError as error:
+            raise Unavailable(f"the broker did not finish the snapshot of {stream}; try again") from error
+        finally:
+            with contextlib.suppress(nats.errors.Error):
+                await subscription.unsubscribe()
+        if trouble:
+            raise Unavailable(f"the broker broke off the snapshot of {stream}: {trouble}")
+        return {"config": described["config"], "state": described["state"]}
+
+    async def restore_snapshot(self, stream: str, described: Mapping[str, Any], pieces: Iterable[bytes]) -> None:
+        """Makes the stream from a snapshot. There must be none of that name. It gets an epoch of its own."""
+        deliver_subject = str((await self._api(f"STREAM.RESTORE.{stream}", described))["deliver_subject"])
+        with _translated(f"restore of {stream}"):
+            for piece in pieces:
+                await self._client.request(deliver_subject, piece, timeout=JETSTREAM_TIMEOUT_S)
+            answer = await self._client.request(deliver_subject, b"", timeout=SNAPSHOT_WITHIN_S)
+        _api_answer(f"restore of {stream}", answer.data)
+
+    async def delete_stream(self, stream: str) -> None:
+        """No-op when there is none."""
+        with _translated(f"stream {stream}"), contextlib.suppress(js_errors.NotFoundError):
+            await self._js.delete_stream(stream)
+
+    async def stored_messages(self, stream: str) -> int:
+        """0 also when there is no such stream."""
+        try:
+            return int((await self._js.stream_info(stream)).state.messages)
+        except js_errors.NotFoundError:
+            return 0
+        except (nats.errors.Error, js_errors.Error, TimeoutError) as error:
+            raise Unavailable(f"stream {stream}: the broker does not answer ({type(error).__name__})") from error
+
+    async def _api(self, verb: str, ask: Mapping[str, Any]) -> dict[str, Any]:
+        with _translated(verb):
+            answer = await self._client.request(
+                f"$JS.API.{verb}", json.dumps(ask).encode(), timeout=JETSTREAM_TIMEOUT_S
+            )
+        return _api_answer(verb, answer.data)
+
     # ---- guarded appends
 
     async def append(self, append: Append) -> int:
@@ -565,6 +632,13 @@ class LanePuller:
 
 class _NoSuchMessage(ScreentestError):
     """The subject is empty."""
+
+
+def _api_answer(what: str, payload: bytes) -> dict[str, Any]:
+    answer: dict[str, Any] = json.loads(payload)
+    if "error" in answer:
+        raise Unavailable(f"{what}: {answer['error'].get('description', 'the broker refuses it')}")
+    return answer
 
 
 def _guard(append: Append) -> dict[str, str]:

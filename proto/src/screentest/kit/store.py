@@ -35,6 +35,15 @@ class Stat:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Listed:
+    """One line of a list; ``etag`` changes with the content."""
+
+    key: str
+    size_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SignedUrl:
     url: str
     expires_at: datetime
@@ -110,6 +119,23 @@ class Store:
             return await self._call(key, stat)
         except NotFound:
             return None
+
+    async def put_file(self, key: str, path: Path, content_type: str) -> None:
+        """Writes or replaces one object from a file."""
+        await self._call(key, lambda: self._inner.fput_object(self.bucket, key, str(path), content_type=content_type))
+
+    async def listed(self, prefix: str) -> tuple[Listed, ...]:
+        """Every object below a prefix."""
+
+        def listed() -> tuple[Listed, ...]:
+            found = self._inner.list_objects(self.bucket, prefix=prefix, recursive=True)
+            return tuple(
+                Listed(key=item.object_name, size_bytes=int(item.size or 0), etag=item.etag or "")
+                for item in found
+                if item.object_name and not item.is_dir
+            )
+
+        return await self._call(prefix or f"bucket {self.bucket}", listed)
 
     async def keys(self, prefix: str) -> tuple[str, ...]:
         def keys() -> tuple[str, ...]:
