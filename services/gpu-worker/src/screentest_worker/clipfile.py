@@ -22,6 +22,7 @@ REPLY_FD_VARIABLE: Final = "SCREENTEST_REPLY_FD"  # as in screentest_runner.prot
 BLACK_LUMA: Final = 0.10 * 255
 BLACK_PIXEL_SHARE: Final = 0.98
 BLACK_FRAME_SHARE: Final = 0.9
+BLACK_BRIGHTEST: Final = 48.0  # 99.9th percentile; a street with a few lamps is lit (as in judging/thresholds.toml)
 FLAT_DEVIATION: Final = 4.0
 NOISE_FLATNESS: Final = 0.30
 NOISE_CORRELATION: Final = 0.5
@@ -127,7 +128,7 @@ class Look:
             self._noise.append(noise_measures(_crop(luma)))
 
     def _at_small(self, luma: Any) -> None:
-        self._black.append(float((luma < BLACK_LUMA).mean()) >= BLACK_PIXEL_SHARE)
+        self._black.append(_is_black(luma))
         self._deviations.append(float(luma.std()))
         if self._before is None:
             self._first = luma
@@ -154,6 +155,13 @@ class Look:
             return False
         still = _mean([difference < STILL_PAIR_DIFFERENCE for difference in self._pair_differences])
         return still >= FROZEN_PAIR_SHARE and max(self._drifts) < FROZEN_DRIFT
+
+
+def _is_black(luma: Any) -> bool:
+    import numpy as np
+
+    is_dark = float((luma < BLACK_LUMA).mean()) >= BLACK_PIXEL_SHARE
+    return is_dark and float(np.percentile(luma, 99.9)) < BLACK_BRIGHTEST
 
 
 def noise_measures(luma: Any) -> tuple[float, float]:
