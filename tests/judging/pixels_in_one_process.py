@@ -94,6 +94,23 @@ def black(folder: Path) -> dict[str, Any]:
     return examined(np.zeros((12, 96, 160, 3), np.uint8), folder / "black.mp4")
 
 
+def lamp_in_the_dark(folder: Path) -> dict[str, Any]:
+    """It takes a hundredth of the picture: by the share of dark pixels alone the clip is black."""
+    dark = np.full((clips.HEIGHT_PX, clips.WIDTH_PX, 3), 3.0, np.float32)
+    frames = [clips.lamps_on(dark, np.array([[40.0, 60.0], [120.0, 90.0]]), 2.0 * i) for i in range(16)]
+    return examined(clips.stacked(frames), folder / "lamp.mp4")
+
+
+def grain_on_a_dark_wall(folder: Path) -> dict[str, Any]:
+    """At full size there is grain and nothing else; the light falls off slowly along the wall, and a shadow moves."""
+    random = np.random.default_rng(14)
+    x = np.linspace(0, 1, clips.WIDTH_PX, dtype=np.float32)[None, :, None]
+    walls = [
+        np.broadcast_to(30 + 8 * np.cos(3 * x + 0.25 * i), (clips.HEIGHT_PX, clips.WIDTH_PX, 3)) for i in range(16)
+    ]
+    return examined(clips.grained(walls, random, 9.0), folder / "wall.mp4")
+
+
 def as_asked(folder: Path) -> dict[str, Any]:
     frames = clips.stacked(clips.panned(np.random.default_rng(7), frames=16))
     right = {"frames": 16, "fps": 24.0, "width_px": clips.WIDTH_PX, "height_px": clips.HEIGHT_PX}
@@ -222,6 +239,8 @@ CASES: Final = (
     dark_but_moving,
     noise,
     black,
+    lamp_in_the_dark,
+    grain_on_a_dark_wall,
     as_asked,
     keyframe,
     loop,

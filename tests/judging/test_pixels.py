@@ -120,6 +120,19 @@ def test_black_is_said_once(cases: dict[str, Any]) -> None:
     assert cases["black"]["flags"] == ["black"]
 
 
+def test_lamp_in_the_dark_is_not_black(cases: dict[str, Any]) -> None:
+    assert cases["lamp_in_the_dark"]["picture"]["black_frame_share"] == 1.0
+    assert "black" not in cases["lamp_in_the_dark"]["flags"]
+
+
+def test_grain_on_a_dark_wall_is_not_noise(cases: dict[str, Any]) -> None:
+    """At full size it is: the wall shows in larger blocks."""
+    picture = cases["grain_on_a_dark_wall"]["picture"]
+    assert picture["flatness"] > 0.30
+    assert picture["correlation"] < 0.5
+    assert "noise" not in cases["grain_on_a_dark_wall"]["flags"]
+
+
 def test_dark_clip_that_moves_is_not_frozen(cases: dict[str, Any]) -> None:
     """By pixel difference every pair of it is unchanged."""
     dim = cases["dark_but_moving"]

@@ -154,7 +154,7 @@ class _Reading:
             self._first, self._first_s = _rgb(frame, frame.width, frame.height), time_s
         if self._count % self._stride == 0:
             small = _rgb(frame, *_fitted(frame.width, frame.height, self._longest_side_px))
-            self._kept.append((time_s - self._first_s, small, _middle(_luma(frame))))
+            self._kept.append((time_s - self._first_s, small, _detail(frame)))
             self._thin()
         self._count += 1
         self._last_frame, self._last_s = frame, time_s
@@ -219,14 +219,15 @@ def _colour_matrix(frame: av.VideoFrame) -> int | None:
     return BT709 if frame.colorspace == BT709 else None
 
 
-def _luma(frame: av.VideoFrame) -> Pixels:
-    """(H, W) uint8 in 0..255, full range."""
+def _detail(frame: av.VideoFrame) -> Pixels:
+    """Luma of the middle, (<= DETAIL_PX, <= DETAIL_PX) uint8 in 0..255, full range."""
     if frame.format.name not in PLANAR_YUV:
-        return frame.to_ndarray(format="gray")
+        return _middle(frame.to_ndarray(format="gray"))
     # The plane itself: asking swscale for gray costs a millisecond a frame, whatever the size.
     plane = frame.planes[0]
     rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: frame.height, : frame.width]
-    return rows.copy() if frame.color_range == FULL_RANGE else FULL_OF_LIMITED[rows]
+    middle = _middle(rows)
+    return middle.copy() if frame.color_range == FULL_RANGE else FULL_OF_LIMITED[middle]
 
 
 def _middle(luma: Pixels) -> Pixels:

@@ -87,7 +87,7 @@ class Flows:
     """Dense optical flow between frames of one clip. Source: OpenCV DISOpticalFlow (arXiv 1603.03590)."""
 
     def __init__(self, luma: Luma) -> None:
-        dark, bright = np.percentile(luma, (1, 99))
+        dark, bright = np.percentile(luma[:, ::2, ::2], (1, 99))
         self._gain = float(np.clip(CONTRAST_SPAN / max(1.0, bright - dark), 1.0, MOST_GAIN))
         self._dark = float(dark)
         self._luma = luma

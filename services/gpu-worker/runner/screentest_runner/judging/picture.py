@@ -51,7 +51,7 @@ def look(media: Media, luma: Luma, thresholds: Thresholds) -> Picture:
     noise = [_noise_measures(detail) for detail in media.details[_spread(len(media.details), thresholds.noise.frames)]]
     blocks = [_noise_measures(_coarse(luma[i])) for i in _spread(len(luma), thresholds.noise.frames)]
     black = (luma < thresholds.black.luma).mean(axis=(1, 2)) >= thresholds.black.pixel_share
-    bright, brightest = np.percentile(luma, (99, 99.9))
+    bright, brightest = np.percentile(luma[:, ::2, ::2], (99, 99.9))
     return Picture(
         black_frame_share=float(black.mean()),
         luma=float(luma.mean()),
