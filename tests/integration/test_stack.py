@@ -139,6 +139,24 @@ def test_events_tell_the_whole_story_in_order(stack: Stack) -> None:
     assert kinds == ["SweepSubmitted", "Submitted", "Admitted", "Started", "AttemptEnded", "Completed", "SweepSettled"]
 
 
+def test_a_job_is_run_again_and_two_sweeps_are_held_against_each_other(stack: Stack) -> None:
+    first = stack.submit(seeds=(1, 2))
+    stack.ok("watch", first)
+    (job, _) = json.loads(stack.ok("status", first, "--json"))["jobs"]
+    replayed = stack.ok("replay", job["spec"]["job_id"])
+    assert "bit-exact; nothing differs in the manifests" in replayed
+    second = next(line.split()[1] for line in replayed.splitlines() if line.startswith("sweep: "))
+    told = json.loads(stack.ok("diff", first, second, "--min-survival", "1", "--json"))
+    (pair,) = told["pairs"]  # the other seed is in one of them only
+    assert (told["survival"], pair["likeness"]["exact"], pair["causes"], len(told["only_a"])) == ([1, 1], True, [], 1)
+    broken = stack.run("diff", first, second, "--min-survival", "2")
+    assert broken.returncode == 1
+    assert "over the limit: survival: 1 of 1 cells completed in B" in broken.stdout
+    page = stack.folder / f"out/diff-{first}-{second}/index.html"
+    assert page.is_file()
+    assert (page.parent / f"../{first}/clips").is_dir()
+
+
 def test_second_up_on_the_same_state_starts_nothing(stack: Stack) -> None:
     before = stack.pid("scheduler")
     out = stack.up()
