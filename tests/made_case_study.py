@@ -243,6 +243,16 @@ def scores(made: SweepRecord) -> Scores:
     )
 
 
+def _scores(made: SweepRecord, judges: tuple[JudgeVerdict, ...] | None) -> Scores:
+    """``judges``: in place of the one that holds; the first one's controls stand beside every judged number."""
+    found = scores(made)
+    if judges is None:
+        return found
+    controls = judges[0].verdict
+    clips = {key: replace(clip, controls=controls) if clip.score.parts else clip for key, clip in found.clips.items()}
+    return replace(found, judges=judges, clips=clips)
+
+
 def verdict(black: Result) -> Verdict:
     results = tuple(
         ControlResult(control=control, result=black if control is Control.BLACK else Result.HELD, why="as it should")
@@ -258,11 +268,12 @@ def study(
     pictures: dict[str, Pictures] | None = None,
     keyframe: Pictures | None = None,
     found: SweepState | None = None,
+    judges: tuple[JudgeVerdict, ...] | None = None,
 ) -> CaseStudy:
     material = Material(
         recordings={"local": recording(9600)},
         pictures=pictures or {},
         keyframe=keyframe or Pictures(error="there is none"),
-        scores=scores(made) if with_scores else Scores(),
+        scores=_scores(made, judges) if with_scores else Scores(),
     )
     return case_study.build(found or state(made), material, revision=1, published_at=BEGAN_AT, epoch="epoch")

@@ -25,6 +25,7 @@ from screentest.records import (
     Artifact,
     DeviceProof,
     FailureClass,
+    FindingEdited,
     Job,
     JobEvent,
     JobSpec,
@@ -206,7 +207,7 @@ async def test_settled_sweep_gets_its_case_study(
 async def assert_files_are_there(store: Store, document: dict[str, Any]) -> None:
     names = {entry["name"] for entry in document["files"]}
     row = document["rows"][0]
-    assert {"index.html", "report.md", row["sheet"], row["poster"]} <= names
+    assert {"index.html", "report.md", row["sheet"], row["poster"], row["strip"]} <= names
     for entry in document["files"]:
         content = await store.get(objects.report_file(SWEEP_ID, entry["name"]))
         assert hashlib.sha256(content).hexdigest() == entry["sha256"]
@@ -298,6 +299,24 @@ async def test_retry_reopens_a_finished_report_and_lists_the_first_try(
     assert (row["status"], row["earlier"][0]["status"]) == ("completed", "failed")
     assert row["finding"].endswith("2nd try; 1st: failed, oom_load.")
     assert document["closing"].startswith("3 of 3 jobs terminal, 2 clips")
+
+
+async def test_an_edited_finding_and_an_added_note_make_a_new_revision_of_a_finished_report(
+    store: Store, writer: Writer, reporter: Reporter, tmp_path: Path
+) -> None:
+    sweep = await finished_sweep(writer, store, tmp_path)
+    first = await wait_report(store, is_final)
+    wan, _ = specs(sweep)
+    for row, text in ((wan.job_id, "It blinks."), ("note:cable", "Check the cable.")):
+        body = FindingEdited(row=row, text=text, by="ada")
+        await writer.write(SweepEvent(event_id=f"edit-{row}", sweep_id=sweep.sweep_id, stamp=stamp(100), body=body))
+    document = await wait_report(
+        store, lambda report: any(note["id"] == "note:cable" for note in report["operator_notes"])
+    )
+    assert document["revision"] > first["revision"] and document["final"]
+    row = document["rows"][0]
+    assert (row["finding"], row["finding_edit"]["by"]) == ("It blinks.", "ada")
+    assert row["finding_original"] == first["rows"][0]["finding"]
 
 
 async def test_report_comes_after_broker_and_depot_were_away(

@@ -180,6 +180,14 @@ def test_a_judge_that_fails_its_controls_is_not_to_be_ranked_by() -> None:
     assert note.text.startswith("Do not rank by Judge J: black failed: as it should not.")
 
 
+def test_a_score_of_a_greyed_judge_is_shown_as_such() -> None:
+    made = made_case_study.sweep()
+    failed = JudgeVerdict(judge_id="judge-c", judge_title="Judge C", verdict=made_case_study.verdict(Result.FAILED))
+    rows = made_case_study.study(made, judges=(failed,)).rows
+    assert [row.is_greyed for row in rows[:4]] == [False, True, True, False]  # the black clip needs no judge
+    assert "greyed" in page.render_html(made_case_study.study(made, judges=(failed,)))
+
+
 def test_a_prompt_whose_beats_are_shown_is_not_called_too_dense() -> None:
     made = made_case_study.sweep()
     told = replace(made_case_study.scores(made), clips={"job-2": clip_score(IN_ORDER)})

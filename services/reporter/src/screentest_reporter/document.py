@@ -114,6 +114,8 @@ def _score(clip: ClipScore) -> dict[str, Any]:
     score, parts = clip.score, clip.score.parts
     return {
         "rubric_sha256": score.rubric_sha256,
+        "text": clip.printed,
+        "greyed": clip.why_greyed or None,
         "score10": score.score10,
         "low": score.low,
         "high": score.high,
@@ -195,6 +197,9 @@ def _scoring(study: CaseStudy) -> dict[str, Any]:
         "ranked": {
             str(prompt_index): [{**asdict(lane), "rank_text": lane.rank_text} for lane in ranked]
             for prompt_index, ranked in scores.ranked.items()
+        },
+        "people": {
+            str(prompt_index): [asdict(lane) for lane in preferred] for prompt_index, preferred in scores.people.items()
         },
         "keyframe": [
             {"prompt_index": found.prompt_index, "elements": dict(found.presences)} for found in scores.keyframe

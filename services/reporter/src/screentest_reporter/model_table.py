@@ -97,6 +97,11 @@ class ReportRow:
         return (self.score.interval_text if self.score else "") or (table.NOT_SCORED if self.clip else table.ABSENT)
 
     @property
+    def is_greyed(self) -> bool:
+        """Whether the controls of the score's judge do not let us believe it."""
+        return self.score is not None and self.score.score.score10 is not None and bool(self.score.why_greyed)
+
+    @property
     def badges(self) -> tuple[str, ...]:
         """What a reader of the score must know."""
         return self.score.score.badges if self.score else ()
@@ -202,8 +207,9 @@ def _report_row(
 
 
 def _finding(row: table.Row, score: ClipScore | None) -> str:
-    """The scored line says more of a clip than its probe; what ran instead of what was asked stands in the table."""
-    return table.sentence(score.finding) if score is not None and score.finding else row.finding
+    """The line of a scored clip says more of it than its probe does."""
+    is_scored = score is not None and score.score.score10 is not None and score.finding
+    return table.sentence(score.finding) if score is not None and is_scored else row.finding
 
 
 def _size_text(job: Job, outcome: Outcome | None) -> str:

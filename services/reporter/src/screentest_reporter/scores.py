@@ -113,10 +113,5 @@ class Scores:
     ratings: int = 0
     not_scored: str = "no judge was asked"
 
-    @property
-    def greyed(self) -> frozenset[str]:
-        """Ids of the judges that their controls do not let us believe."""
-        return frozenset(judge.judge_id for judge in self.judges if judge.verdict.is_greyed)
-
 
 NO_SCORES = Scores()
