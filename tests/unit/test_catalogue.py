@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+from screentest.judges import load_judges
 from screentest.lanes import load_lanes
 from screentest.measured import Measured, load_measured
 from screentest.records import LaneView, Task
-from screentest_ui.catalogue import COLUMNS, Row, rows
+from screentest_ui.catalogue import COLUMNS, JUDGE_COLUMNS, Row, judge_cells, rows
 from screentest_ui.weights_folder import State
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
@@ -64,3 +66,18 @@ def test_worker_and_queue_come_from_the_scheduler() -> None:
 def test_stub_is_shown_only_where_something_serves_it() -> None:
     assert "stub" in {row.lane_id for row in rows(CATALOGUE, {}, MEASURED, [view("stub", alive=True)])}
     assert "stub" not in {row.lane_id for row in rows(CATALOGUE, {}, MEASURED, [view("stub", alive=False)])}
+
+
+def test_judges_are_listed_apart_from_the_lanes() -> None:
+    serving = replace(view("pixels", alive=True, queued=2), task=Task.JUDGE, tier="a")
+    assert "pixels" not in {row.lane_id for row in rows(CATALOGUE, {}, MEASURED, [serving])}
+    judges = load_judges(DEPLOY / "judges")
+    pixels = dict(zip(JUDGE_COLUMNS, judge_cells(judges["pixels"], State.ABSENT, serving), strict=True))
+    assert (pixels["Tier"], pixels["Weights"], pixels["Worker"], pixels["Queued"]) == (
+        "a, pixels",
+        "none needed",
+        "warm",
+        "2",
+    )
+    model = dict(zip(JUDGE_COLUMNS, judge_cells(judges["qwen3-vl-8b"], State.ABSENT, None), strict=True))
+    assert (model["Weights"], model["Worker"]) == (State.ABSENT.value, "unknown")

@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from screentest import memory, table
+from screentest.judges import JudgeLane
 from screentest.lanes import Lane
 from screentest.measured import Measured, Shape
-from screentest.records import LaneView
+from screentest.records import LaneView, Task
 from screentest_ui.panel_text import UNKNOWN
 from screentest_ui.weights_folder import State
 
@@ -25,6 +26,9 @@ COLUMNS = (
     "Worker",
     "Queued",
 )
+
+JUDGE_COLUMNS = ("Judge", "Tier", "Device", "Repository", "Licence", "Weights", "Worker", "Queued")
+TIERS = {"a": "a, pixels", "b": "b, embeddings", "c": "c, language model"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +83,7 @@ def rows(
     views: Iterable[LaneView] | None,
 ) -> tuple[Row, ...]:
     """Every lane that has a model, and what else a worker serves. views: of the scheduler, None without one."""
-    seen = {view.lane_id: view for view in views or ()}
+    seen = {view.lane_id: view for view in views or () if view.task is not Task.JUDGE}
     listed = [_row(lane, weights.get(lane.id), measured) for lane in lanes.values() if lane.model is not None]
     known = {row.lane_id for row in listed}
     listed += [
@@ -123,3 +127,19 @@ def _with_view(row: Row, view: LaneView | None) -> Row:
     if view is None:
         return row
     return replace(row, worker_alive=view.worker_alive, runner_warm=view.runner_warm, queued=view.queued)
+
+
+def judge_cells(judge: JudgeLane, weights: State, view: LaneView | None) -> tuple[str, ...]:
+    """The text of each of ``JUDGE_COLUMNS``. view: of the scheduler, None without one."""
+    model = judge.model
+    worker = UNKNOWN if view is None else ("warm" if view.runner_warm else "alive") if view.worker_alive else "none"
+    return (
+        judge.id,
+        TIERS[judge.tier],
+        judge.device,
+        model.repo if model else "none needed",
+        (model.licence or UNKNOWN) if model else "",
+        weights.value if model else "none needed",
+        worker,
+        UNKNOWN if view is None else str(view.queued),
+    )

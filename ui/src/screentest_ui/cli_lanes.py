@@ -17,6 +17,7 @@ import typer
 from rich.status import Status
 
 from screentest.errors import BadRequest, Unavailable
+from screentest.judges import load_judges
 from screentest.lanes import load_lanes
 from screentest.measured import load_measured
 from screentest.records import LaneView
@@ -38,16 +39,26 @@ LANE_LIMIT_S = 240.0
 
 
 def lanes(weights_dir: WeightsDir = None, json: Json = False) -> None:
-    """List the lanes: licence, size, weights on this machine, smallest card; with a stack, who serves them."""
+    """List the lanes: licence, size, weights on this machine, smallest card; with a stack, who serves them.
+
+    Below them the judges by tier; --json lists the lanes.
+    """
     place = services.installation(os.environ)
     known = load_lanes(place.lanes_dir)
     models_dir = (weights_dir or default_home().path / "models").absolute()
     weights = {lane_id: Folder(models_dir=models_dir, lane_id=lane_id).state() for lane_id in known}
-    listed = catalogue.rows(known, weights, load_measured(place.lanes_dir.parent / "measured"), _views())
+    views = _views()
+    listed = catalogue.rows(known, weights, load_measured(place.lanes_dir.parent / "measured"), views)
     if json:
         printing.as_json(listed)
         return
     printing.print_table(catalogue.COLUMNS, (row.cells for row in listed))
+    printing.say("")
+    seen = {view.lane_id: view for view in views or ()}
+    judges = sorted(load_judges(place.judges_dir).values(), key=lambda judge: judge.tier)
+    states = {judge.id: Folder(models_dir=models_dir, lane_id=judge.id).state() for judge in judges}
+    lines = (catalogue.judge_cells(judge, states[judge.id], seen.get(judge.id)) for judge in judges)
+    printing.print_table(catalogue.JUDGE_COLUMNS, lines)
 
 
 def _views() -> tuple[LaneView, ...] | None:
