@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import streamlit as st
 
+from screentest.errors import ScreentestError, Unavailable
 from screentest.records import ArtifactKind, Sweep
 from screentest_ui import panel_link
 from screentest_ui.panel_artifacts import Link, Wanted, fetched, links, newest
@@ -45,25 +46,31 @@ class Shown:
     """The revision that a person reads: it stays until they ask for a newer one, with its players where they are."""
 
     sweep_id: str
-    sha256: str
     page: str
-    revision: Revision | None
+    revision: Revision
 
 
-def shown_revision(sweep_id: str, newest_link: Link) -> Shown:
-    """What stands on the page; a sweep's first look takes what is newest."""
+def shown_revision(sweep_id: str, revision: Revision) -> Shown:
+    """What stands on the page; the first look at a sweep takes what is newest."""
     known: Shown | None = st.session_state.get(_SHOWN)
     if known is None or known.sweep_id != sweep_id:
-        known = read_revision(sweep_id, newest_link)
+        page = fetched(newest(_document(sweep_id, DOCUMENTS[0]))).decode()
+        known = Shown(sweep_id=sweep_id, page=page, revision=revision)
         st.session_state[_SHOWN] = known
     return known
 
 
-def read_revision(sweep_id: str, link: Link) -> Shown:
-    page = fetched(link).decode()
-    document = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="report.json"))
-    revision = revision_of(fetched(document)) if document.url else None
-    return Shown(sweep_id=sweep_id, sha256=link.sha256, page=page, revision=revision)
+def newest_revision(sweep_id: str) -> Revision:
+    """By its report.json, which is written last: what it lists is there. Unavailable while there is none."""
+    link = newest(_document(sweep_id, "report.json"))
+    revision = revision_of(fetched(link))
+    if revision is None:
+        raise Unavailable("the report in the depot is of another version; the reporter writes it anew")
+    return revision
+
+
+def _document(sweep_id: str, name: str) -> Wanted:
+    return Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=name)
 
 
 def wanted_files(sweep_id: str, names: Sequence[str]) -> dict[str, Wanted]:
@@ -111,31 +118,35 @@ def packed(sweep_id: str, page: str) -> bytes:
 
 
 @st.fragment(run_every=EVERY_S)
-def show_revision(sweep_id: str, seen_sha256: str) -> None:
-    """Says when a newer revision is out. A small part of its own: the page below it is not drawn again for that."""
+def show_revision(sweep_id: str, seen: Revision) -> None:
+    """Says when a newer revision is out. A small part of its own: the report below is not drawn again for that."""
     with panel_link.errors_shown():
-        link = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=DOCUMENTS[0]))
-        known: Shown | None = st.session_state.get(_SHOWN)
-        if known is not None and known.revision is not None:
-            st.caption(plain(known.revision.words))
-        if not seen_sha256 and link.url:
-            st.rerun(scope="app")
-        if seen_sha256 and link.sha256 and link.sha256 != seen_sha256:
+        st.caption(plain(seen.words))
+        if newest_revision(sweep_id).number > seen.number:
             st.info("A newer revision is published.", icon=":material/new_releases:")
             if st.button("Read the newest revision", key="newest", type="primary", icon=":material/publish:"):
                 st.session_state.pop(_SHOWN, None)
                 st.rerun(scope="app")
 
 
+@st.fragment(run_every=EVERY_S)
+def wait_for_report(sweep_id: str) -> None:
+    try:
+        newest_revision(sweep_id)
+    except ScreentestError as error:
+        st.info(plain(f"No report of this sweep yet: {error}"), icon=":material/hourglass:")
+        return
+    st.rerun(scope="app")
+
+
 def show_report(sweep_id: str) -> None:
     with panel_link.errors_shown():
-        link = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=DOCUMENTS[0]))
-        if not link.url:
-            show_revision(sweep_id, "")
-            st.info(plain(f"No report of this sweep yet: {link.trouble}"), icon=":material/hourglass:")
+        try:
+            known = shown_revision(sweep_id, newest_revision(sweep_id))
+        except ScreentestError:
+            wait_for_report(sweep_id)
             return
-        known = shown_revision(sweep_id, link)
-        show_revision(sweep_id, known.sha256)
+        show_revision(sweep_id, known.revision)
         downloads(sweep_id, known.page)
         shown = with_links(known.page, {name: found.url for name, found in urls_of(sweep_id, known.page).items()})
         st.iframe(shown, height=HEIGHT_PX, alt="The report")
