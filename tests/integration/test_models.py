@@ -20,6 +20,7 @@ import pytest
 from screentest.lanes import Lane, load_lane
 from screentest_runner.protocol import Loaded
 from screentest_ui import cli
+from screentest_ui.weights_folder import RECORD
 from screentest_ui.weights_lock import Pin, read
 from tests.fake_hub import PIECE_BYTES, FakeHub, running
 
@@ -511,3 +512,27 @@ def wait_until(holds: Callable[[], bool], within_s: float = 30.0) -> None:
     while not holds():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_judges_checkpoint_is_pulled_whole_and_without_pickle(desk: Desk) -> None:
+    judges = desk.folder / "deploy" / "judges"
+    judges.mkdir()
+    shutil.copy(LANES.parent / "judges" / "siglip2-base.toml", judges)
+    desk.hub.add(
+        "google/siglip2-base-patch16-256",
+        {
+            "config.json": b"{}",
+            "preprocessor_config.json": b"{}",
+            "tokenizer.json": b"vocabulary",
+            "model.safetensors": b"weights",
+            "pytorch_model.bin": b"a pickle",
+            "modeling.py": b"import os",
+            "README.md": b"a card",
+        },
+    )
+    status, text = desk.run("pull", "siglip2-base")
+    assert status == 0, text
+    wanted = {"config.json", "preprocessor_config.json", "tokenizer.json", "model.safetensors"}
+    assert desk.files("siglip2-base") == {*wanted, RECORD}
+    assert desk.run("verify", "siglip2-base") == (0, "siglip2-base: ok\n")
+    assert desk.listed("siglip2-base")["state"] == "present"

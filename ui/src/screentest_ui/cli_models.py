@@ -1,9 +1,9 @@
-"""models pull, verify, list: the published weights of the lanes, on this machine."""
+"""models pull, verify, list: the published weights of lanes and judges, on this machine."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -11,9 +11,11 @@ from typing import Annotated
 import typer
 
 from screentest.errors import BadRequest
+from screentest.judges import JudgeLane, load_judges
 from screentest.lanes import Lane, load_lanes
 from screentest_ui import printing, services, weights_lock
 from screentest_ui.home import default_home
+from screentest_ui.services import Installation
 from screentest_ui.weights_folder import Folder, Record, State
 from screentest_ui.weights_lock import Pin
 from screentest_ui.weights_progress import gib, showing
@@ -22,6 +24,9 @@ WeightsDir = Annotated[
     Path | None, typer.Option(help="Where hub weights are, one folder per lane id. Default: <home>/models.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="JSON for programs.")]
+
+
+Catalogue = Mapping[str, Lane | JudgeLane]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,7 +44,7 @@ class ListedModel:
 
 def pull(
     lanes: Annotated[list[str] | None, typer.Argument(help="Lane ids, as `screentest models list` shows them.")] = None,
-    every: Annotated[bool, typer.Option("--all", help="Every lane that has published weights.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Every lane and judge that has published weights.")] = False,
     update: Annotated[
         bool, typer.Option("--update", help="Move to the newest commit of the lane's revision, and lock that.")
     ] = False,
@@ -54,7 +59,7 @@ def pull(
     from screentest_ui.weights_pull import Puller
 
     place = services.installation(os.environ)
-    wanted = _wanted_for_pull(load_lanes(place.lanes_dir), lanes or [], every=every)
+    wanted = _wanted_for_pull(_catalogue(place), lanes or [], every=every)
     puller = Puller(
         Hub(),
         _models_dir(weights_dir),
@@ -79,7 +84,7 @@ def verify(
     """Compare every byte with what was pulled; needs no network."""
     place = services.installation(os.environ)
     pins = weights_lock.read(weights_lock.beside(place.lanes_dir))
-    folders = _folders(load_lanes(place.lanes_dir), lanes or [], _models_dir(weights_dir))
+    folders = _folders(_catalogue(place), lanes or [], _models_dir(weights_dir))
     here = folders if lanes else [folder for folder in folders if folder.state() is not State.ABSENT]
     if not here:
         printing.say("no weights are here yet; fetch some with `screentest models pull LANE`")
@@ -98,7 +103,7 @@ def list_models(weights_dir: WeightsDir = None, json: Json = False) -> None:
     """List which weights are here, their commit and licence."""
     place = services.installation(os.environ)
     pins = weights_lock.read(weights_lock.beside(place.lanes_dir))
-    catalogue = load_lanes(place.lanes_dir)
+    catalogue = _catalogue(place)
     folders = _folders(catalogue, [], _models_dir(weights_dir))
     listed = [_listed(catalogue[folder.lane_id], folder, pins) for folder in folders]
     if json:
@@ -107,17 +112,28 @@ def list_models(weights_dir: WeightsDir = None, json: Json = False) -> None:
     printing.print_table(("Lane", "State", "On disk", "Commit", "Licence"), map(_row, listed))
 
 
-def _wanted_for_pull(catalogue: dict[str, Lane], asked: Sequence[str], *, every: bool) -> list[Lane]:
+def _catalogue(place: Installation) -> Catalogue:
+    """Lanes, then judges."""
+    return {**load_lanes(place.lanes_dir), **load_judges(place.judges_dir)}
+
+
+def _known(catalogue: Catalogue, lane_id: str) -> Lane | JudgeLane:
+    if lane_id not in catalogue:
+        raise BadRequest(f"no lane {lane_id!r}; there are {', '.join(catalogue)}")
+    return catalogue[lane_id]
+
+
+def _wanted_for_pull(catalogue: Catalogue, asked: Sequence[str], *, every: bool) -> list[Lane | JudgeLane]:
     if every == bool(asked):
         raise BadRequest("name the lanes to pull, or say --all; `screentest models list` shows them")
     if every:
         return [lane for lane in catalogue.values() if lane.model is not None]
-    return [services.known_lane(catalogue, lane_id) for lane_id in dict.fromkeys(asked)]
+    return [_known(catalogue, lane_id) for lane_id in dict.fromkeys(asked)]
 
 
-def _folders(catalogue: dict[str, Lane], asked: Sequence[str], models_dir: Path) -> list[Folder]:
+def _folders(catalogue: Catalogue, asked: Sequence[str], models_dir: Path) -> list[Folder]:
     """Of the lanes asked for, or of every lane that has published weights."""
-    chosen = [services.known_lane(catalogue, lane_id) for lane_id in dict.fromkeys(asked)]
+    chosen = [_known(catalogue, lane_id) for lane_id in dict.fromkeys(asked)]
     with_model = [lane for lane in catalogue.values() if lane.model is not None]
     return [Folder(models_dir=models_dir, lane_id=lane.id) for lane in chosen or with_model]
 
@@ -155,7 +171,7 @@ def _behind(record: Record, pins: tuple[Pin, ...]) -> tuple[str, ...]:
     )
 
 
-def _listed(lane: Lane, folder: Folder, pins: tuple[Pin, ...]) -> ListedModel:
+def _listed(lane: Lane | JudgeLane, folder: Folder, pins: tuple[Pin, ...]) -> ListedModel:
     assert lane.model is not None
     record = folder.record()
     return ListedModel(

@@ -9,9 +9,11 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from screentest.errors import BadRequest
+from screentest.judges import JudgeLane
 from screentest.lanes import Lane
 
 INDEX = "model_index.json"
+CONFIG = "config.json"
 
 # Beside weights a component is read from these: configs, vocabularies, SentencePiece models, chat templates.
 TEXT_SUFFIXES = frozenset({".json", ".txt", ".model", ".jinja"})
@@ -101,6 +103,15 @@ def choose(lane: Lane, main: Repository, base: Repository | None, index: Mapping
     return tuple(wanted)
 
 
+def choose_checkpoint(judge: JudgeLane, source: Repository) -> tuple[WantedFile, ...]:
+    """The files of a judge's folder: a transformers checkpoint lies at the root of its repository."""
+    assert judge.model is not None
+    if not source.holds(CONFIG):
+        raise BadRequest(f"{source.repo} has no {CONFIG} at {source.commit[:12]}: it is no transformers checkpoint")
+    root = _Part(source=source, folder="", library="transformers", has_weights=True, is_whole=True)
+    return tuple(WantedFile(path=file.path, source=source, published=file) for file in root.files(judge.model.variant))
+
+
 def assembled_index(lane: Lane, index: Mapping[str, Any]) -> dict[str, Any]:
     """model_index.json of a lane of two repositories: the base's, with the lane's pipeline class and root component.
 
@@ -128,12 +139,16 @@ def require_pipeline(repository: Repository) -> None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Part:
-    """One component where it is published. has_weights: whether it has parameters at all (a tokenizer has none)."""
+    """One component where it is published. has_weights: whether it has parameters at all (a tokenizer has none).
+
+    is_whole: the repository is this component, tokenizer and all.
+    """
 
     source: Repository
     folder: str
     library: str
     has_weights: bool
+    is_whole: bool = False
 
     def files(self, variant: str | None) -> tuple[PublishedFile, ...]:
         inside = self.source.within(self.folder)
@@ -167,8 +182,9 @@ class _Part:
 
     def _is_text(self, path: str) -> bool:
         name = PurePosixPath(path)
-        if self.folder == "":  # a root also holds what is not the component's: licences, workflows, examples
-            return name.name == "config.json"
+        # The root of a pipeline's repository also holds what is not the component's: workflows, examples.
+        if self.folder == "" and not self.is_whole:
+            return name.name == CONFIG
         return name.suffix in TEXT_SUFFIXES and _WEIGHT_INDEX.fullmatch(name.name) is None
 
     def _no_weights(self, inside: Iterable[PublishedFile]) -> str:

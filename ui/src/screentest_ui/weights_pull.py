@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from screentest.errors import BadRequest, Exhausted, NotPossibleNow, ScreentestError, Unavailable
+from screentest.judges import JudgeLane
 from screentest.lanes import Lane, Model
 from screentest_ui import weights_choice, weights_lock
-from screentest_ui.weights_choice import INDEX, Repository, WantedFile
+from screentest_ui.weights_choice import CONFIG, INDEX, Repository, WantedFile
 from screentest_ui.weights_folder import (
     PULLING,
     RECORD,
@@ -82,7 +83,7 @@ class Puller:
         self._is_update = is_update
         self._say = say
 
-    def pull(self, lanes: Sequence[Lane]) -> dict[str, ScreentestError]:
+    def pull(self, lanes: Sequence[Lane | JudgeLane]) -> dict[str, ScreentestError]:
         """What failed, by lane id; the other lanes are there. Raises Exhausted before the first byte."""
         failed: dict[str, ScreentestError] = {}
         plans = []
@@ -99,12 +100,16 @@ class Puller:
                 failed[plan.lane_id] = error
         return failed
 
-    def _plan(self, lane: Lane) -> Plan:
+    def _plan(self, lane: Lane | JudgeLane) -> Plan:
         model = _model(lane)
         folder = Folder(models_dir=self._models_dir, lane_id=lane.id)
         folder.record()  # one that cannot be read stops its own lane only
         main = self._look_up(model.repo, model.revision)
         pins = [Pin(repo=main.repo, revision=model.revision, commit=main.commit)]
+        if isinstance(lane, JudgeLane):
+            self._hub.read_json(main, CONFIG)  # as with a pipeline's index: a gated repository refuses here
+            files = weights_choice.choose_checkpoint(lane, main)
+            return Plan(lane_id=lane.id, folder=folder, pins=tuple(pins), files=files, index=None)
         base = None
         if model.base_repo is not None:
             revision = model.base_revision or "main"
@@ -398,9 +403,9 @@ def _alone(folder: Folder) -> Iterator[None]:
         yield
 
 
-def _model(lane: Lane) -> Model:
+def _model(lane: Lane | JudgeLane) -> Model:
     if lane.model is None:
-        raise BadRequest(f"lane {lane.id!r} has no published weights; it needs none")
+        raise BadRequest(f"{lane.task} lane {lane.id!r} has no published weights; it needs none")
     return lane.model
 
 
