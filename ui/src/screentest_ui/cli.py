@@ -12,6 +12,7 @@ from screentest.errors import BadRequest, ScreentestError
 from screentest_ui import (
     cli_backup,
     cli_compare,
+    cli_depot,
     cli_fleet,
     cli_judge,
     cli_lanes,
@@ -130,6 +131,10 @@ _models = typer.Typer(help="The published weights of the lanes, on this machine.
 for _name, _verb in _MODELS_VERBS:
     _models.command(_name)(_exiting(_verb))
 app.add_typer(_models, name="models")
+
+_depot = typer.Typer(help="The bucket that holds clips, archives and reports.", no_args_is_help=True)
+_depot.command("check")(_exiting(cli_depot.check))
+app.add_typer(_depot, name="depot")
 
 _rubric = typer.Typer(help="Draft, check and approve what a prompt asks for.", no_args_is_help=True)
 for _name, _verb in _RUBRIC_VERBS:

@@ -104,6 +104,10 @@ class Store:
 
         return await self._call(key, get)
 
+    async def remove(self, key: str) -> None:
+        """Removes one object; one that is not there is no error."""
+        await self._call(key, lambda: self._inner.remove_object(self.bucket, key))
+
     async def download(self, key: str, path: Path) -> None:
         """To a file, by way of a temporary name beside it."""
         await self._call(key, lambda: self._inner.fget_object(self.bucket, key, str(path)))
