@@ -14,8 +14,8 @@ import asyncio
 import hashlib
 import json
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,9 @@ import structlog
 
 from screentest import objects, subjects, table
 from screentest.errors import NotFound
+from screentest.kit import expiry
 from screentest.kit.bus import Bus
+from screentest.kit.expiry import Expiry
 from screentest.kit.store import Store
 from screentest.records import Artifact, Job, Keyframe, Stamp
 from screentest_reporter import case_study, document, page, tape
@@ -206,7 +208,11 @@ class Publisher:
     async def _write(self, draft: Draft, state: SweepState, revision: int, epoch: str) -> Sequence[ReportFile]:
         material = Material(
             recordings={host: found.recording for host, found in draft.tapes.items()},
-            pictures={job_id: pictures for job_id, (_, pictures) in draft.pictures.items()},
+            pictures=with_expired(
+                {job_id: pictures for job_id, (_, pictures) in draft.pictures.items()},
+                state.jobs.values(),
+                await expiry.read(self._store, state.sweep_id),
+            ),
             keyframe=draft.keyframe or Pictures(),
             scores=await self._judgements.scores(state),
         )
@@ -233,6 +239,18 @@ class Publisher:
             size_bytes=len(content),
             content_type=content_type,
         )
+
+
+def with_expired(
+    pictures: Mapping[str, Pictures], jobs: Iterable[Job], expired: Expiry | None
+) -> Mapping[str, Pictures]:
+    """Pictures by job id; those of a clip that has expired stay, and say so."""
+    if expired is None:
+        return pictures
+    gone = {job.spec.job_id for job in jobs if job.clip is not None and job.clip.key in expired.keys}
+    return {
+        job_id: replace(found, error=expired.text) if job_id in gone else found for job_id, found in pictures.items()
+    }
 
 
 def _render(study: CaseStudy) -> dict[str, bytes]:

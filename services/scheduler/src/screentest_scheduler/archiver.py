@@ -71,6 +71,11 @@ class Archiver:
         self._not_before_ns: dict[str, int] = {}
         self._archived_at: dict[str, int] = {}
 
+    def is_archived(self, sweep_id: str) -> bool:
+        """Whether its archive has everything that the stream has, as far as the last look at it saw."""
+        sweep = self._ledger.sweeps.get(sweep_id)
+        return sweep is not None and self._archived_at.get(sweep_id) == sweep.sequence
+
     async def run(self) -> None:
         """Until cancelled. What fails for one sweep is tried again later, and holds up no other."""
         while True:

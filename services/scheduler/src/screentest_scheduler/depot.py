@@ -9,6 +9,7 @@ import structlog
 
 from screentest import objects, wire
 from screentest.errors import BadRequest, NotFound, ScreentestError
+from screentest.kit import expiry
 from screentest.kit.bus import Bus
 from screentest.kit.store import SignedUrl, Store
 from screentest.records import Artifact, ArtifactKind, JobSpec, JudgePurpose, UrlReply, UrlRequest
@@ -93,7 +94,15 @@ class Depot:
         ]
         if not found:
             raise NotFound(f"job {job_id} ({job.state.value}) has no {kind.value}")
+        if kind is ArtifactKind.CLIP and await self._store.stat(found[-1].key) is None:
+            raise NotFound(await self._whereabouts(entry.spec.sweep_id, job_id))
         return found[-1], self._store.get_url(found[-1].key)
+
+    async def _whereabouts(self, sweep_id: str, job_id: str) -> str:
+        """Why a clip that was there is not there."""
+        expired = await expiry.read(self._store, sweep_id)
+        why = expired.text if expired else "it was removed by hand, or lost"
+        return f"the depot does not have the clip of job {job_id} any more: {why}"
 
     async def report_file(self, sweep_id: str, name: str) -> tuple[Artifact, SignedUrl]:
         """One file of a sweep's published report."""

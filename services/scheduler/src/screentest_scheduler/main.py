@@ -27,6 +27,7 @@ from screentest_scheduler.judging import Judges
 from screentest_scheduler.ledger import Ledger
 from screentest_scheduler.lessons import Lessons
 from screentest_scheduler.people import People
+from screentest_scheduler.retention import Retention
 from screentest_scheduler.rubrics import Rubrics
 from screentest_scheduler.settings import SchedulerSettings
 from screentest_scheduler.submitting import Submitter
@@ -47,7 +48,7 @@ async def serve(stopping: asyncio.Event) -> None:
         settings.nats_url, name="scheduler", user=settings.nats_user, password=settings.nats_password()
     )
     try:
-        await bus.ensure_streams()
+        await bus.ensure_streams(vitals_kept_s=settings.vitals_kept_s)
         store = _store(depot_settings)
         await store.ensure_bucket()
         await _serve(stopping, settings, catalogue, judges, bus, store)
@@ -93,6 +94,14 @@ async def _serve(
         every_s=settings.archive_every_s,
         has_worker=lambda spec: conductor.presence.worker(spec.host, spec.device, spec.lane_id) is not None,
     )
+    retention = Retention(
+        store,
+        ledger,
+        journal,
+        archiver.is_archived,
+        kept=None if settings.clips_kept_s is None else timedelta(seconds=settings.clips_kept_s),
+        every_s=settings.archive_every_s,
+    )
     depot = Depot(store, ledger, journal)
     await depot.listen(bus)
     judges = Judges(
@@ -137,7 +146,9 @@ async def _serve(
     try:
         with numbers.served(settings.metrics_address):
             sign_of_life = health.show(settings.health_file, lambda: bus.is_connected)
-            await lifecycle.run_until(stopping, conductor.follow(), conductor.run(), archiver.run(), sign_of_life)
+            await lifecycle.run_until(
+                stopping, conductor.follow(), conductor.run(), archiver.run(), retention.run(), sign_of_life
+            )
     finally:
         await server.stop()
 

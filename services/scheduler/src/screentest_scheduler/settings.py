@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
+from screentest.kit.bus import VITALS_KEPT_S
 from screentest.kit.config import ServiceSettings
 from screentest.subjects import check_id
 from screentest_scheduler.admission import DRAIN_AFTER_S
@@ -24,6 +25,9 @@ class SchedulerSettings(ServiceSettings):
     ``archive_kept_s``: how long an archived sweep stays in EVENTS after its last event; then its verified archive in
     the depot is all there is of its jobs, and `screentest restore` brings them back. ``archive_every_s``: between two
     looks for what is due.
+    ``clips_kept_s``: how long the clips of an archived sweep stay in the depot after its last event; unset = for ever.
+    At most ``archive_kept_s``, because the sweep's history has to say it. ``vitals_kept_s``: how long the stream has
+    them; longer than the longest sweep, as its archive and its report are made from them.
     """
 
     grpc_address: str = "127.0.0.1:50051"
@@ -40,12 +44,30 @@ class SchedulerSettings(ServiceSettings):
     archive_after_s: float = Field(default=60.0, ge=0)
     archive_kept_s: float = Field(default=30 * 24 * 3600.0, ge=0)
     archive_every_s: float = Field(default=10.0, gt=0)
+    clips_kept_s: float | None = Field(default=None, ge=0)
+    vitals_kept_s: float = Field(default=VITALS_KEPT_S, gt=0)
 
     @field_validator("devices")
     @classmethod
     def _legal_devices(cls, value: str) -> str:
         for device in value.split(","):
             check_id(device.strip(), "device")
+        return value
+
+    @field_validator("clips_kept_s")
+    @classmethod
+    def _leaves_before_its_sweep(cls, value: float | None, info: ValidationInfo) -> float | None:
+        archive_kept_s = info.data.get("archive_kept_s")
+        if value is not None and archive_kept_s is not None and value > archive_kept_s:
+            raise ValueError(f"is at most SCREENTEST_ARCHIVE_KEPT_S ({archive_kept_s:g}), raise that too")
+        return value
+
+    @field_validator("vitals_kept_s")
+    @classmethod
+    def _outlasts_the_archiving(cls, value: float, info: ValidationInfo) -> float:
+        archive_after_s = info.data.get("archive_after_s", 0.0)
+        if value <= archive_after_s:
+            raise ValueError(f"must be more than SCREENTEST_ARCHIVE_AFTER_S ({archive_after_s:g})")
         return value
 
     @property
