@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import http.server
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -146,16 +148,17 @@ def test_page_opens_from_disk_fits_and_breaks_no_rule_of_axe(
 
 
 def axe_source() -> str:
-    """axe-core, fetched once by npm into .tools; skips where there is no npm or no registry."""
+    """axe-core from the package that carries it, else fetched once by npm into .tools; skips where neither is there."""
+    if importlib.util.find_spec("axe_playwright_python") is not None:
+        return resources.files("axe_playwright_python").joinpath("axe.min.js").read_text(encoding="utf-8")
     cache = ROOT / ".tools" / "axe-core"
     script = cache / "package" / "axe.min.js"
     if not script.exists():
         if shutil.which("npm") is None:
-            pytest.skip("no npm on this machine: apt-get install npm")
+            pytest.skip("neither axe-playwright-python nor npm is on this machine")
         cache.mkdir(parents=True, exist_ok=True)
-        packed = subprocess.run(
-            ["npm", "pack", "--silent", "--json", AXE], cwd=cache, capture_output=True, text=True, check=False
-        )
+        command = ["npm", "pack", "--silent", "--json", AXE]
+        packed = subprocess.run(command, cwd=cache, capture_output=True, text=True, check=False)
         if packed.returncode != 0:
             pytest.skip(f"npm does not give {AXE}: {packed.stderr[-300:]}")
         with tarfile.open(cache / json.loads(packed.stdout)[0]["filename"]) as archive:

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from screentest import windows
 from screentest.records import Job, LanePlan, SweepRecord, Version, Weights
+from screentest.table import UNKNOWN
 from screentest_reporter import energy, energy_ledger, heat_map, narrative, notes, vitals
 from screentest_reporter.energy_ledger import Ledger, Meters
 from screentest_reporter.heat_map import HeatMap
@@ -160,8 +161,8 @@ def _figures(record: SweepRecord, rows: Sequence[ReportRow], summary: Summary, l
             value=_unit(summary.p95_utilisation_percent, "%", 0),
             how="95 % of these samples are not above it (nearest rank)",
         ),
-        Figure(label="peak temperature", value=_unit(summary.peak_temperature_c, " °C", 0), how="the highest sample"),
-        Figure(label="peak power", value=_unit(summary.peak_power_w, " W", 2), how="the highest sample"),
+        _peak("peak temperature", _unit(summary.peak_temperature_c, " °C", 0)),
+        _peak("peak power", _unit(summary.peak_power_w, " W", 2)),
         _energy(ledger),
         Figure(
             label="GPU-hours" if on_gpu else "CPU-hours",
@@ -176,6 +177,10 @@ def _figures(record: SweepRecord, rows: Sequence[ReportRow], summary: Summary, l
     )
 
 
+def _peak(label: str, value: str) -> Figure:
+    return Figure(label=label, value=value, how="no sample has it" if value == UNKNOWN else "the highest sample")
+
+
 def _lanes_completed(record: SweepRecord, rows: Sequence[ReportRow]) -> Figure:
     planned = {lane.lane_id for lane in record.lanes}
     made = {row.row.lane_id for row in rows if row.clip is not None} & planned
@@ -188,7 +193,7 @@ def _lanes_completed(record: SweepRecord, rows: Sequence[ReportRow]) -> Figure:
 
 def _energy(ledger: Ledger) -> Figure:
     if ledger.measured_wh is None:
-        return Figure(label="GPU energy", value="unknown", how="no energy counter and no power samples")
+        return Figure(label="GPU energy", value=UNKNOWN, how="no energy counter and no power samples")
     hole = ledger.unmeasured > 0
     method = "; ".join(method.text for method in ledger.methods)
     missing = f"; {count(ledger.unmeasured, 'attempt')} without a number" if hole else ""
@@ -200,7 +205,7 @@ def _energy(ledger: Ledger) -> Figure:
 
 
 def _unit(value: float | None, unit: str, digits: int) -> str:
-    return "unknown" if value is None else f"{value:.{digits}f}{unit}"
+    return UNKNOWN if value is None else f"{value:.{digits}f}{unit}"
 
 
 def _duration(seconds: float) -> str:

@@ -42,12 +42,13 @@ def _timeline(chart: Chart) -> dict[str, Any]:
 
 def _bars(span: Span, with_phases: bool) -> list[list[Any]]:
     """[row, phase, begin_s, seconds, status]; an attempt without phases is one bar."""
-    stretches = span.stretches if with_phases else ()
-    if not stretches:
-        return [[span.label, "attempt", _short(span.begin_s), _short(span.end_s - span.begin_s), span.status]]
+    found = [(stretch.phase, stretch.begin_s, stretch.end_s) for stretch in span.stretches] if with_phases else []
+    if not found:
+        found = [("attempt", span.begin_s, span.end_s)]
+    elif found[0][1] > span.begin_s:
+        found.insert(0, ("preparing", span.begin_s, found[0][1]))
     return [
-        [span.label, stretch.phase, _short(stretch.begin_s), _short(stretch.end_s - stretch.begin_s), span.status]
-        for stretch in stretches
+        [span.label, phase, _short(begin_s), _short(end_s - begin_s), span.status] for phase, begin_s, end_s in found
     ]
 
 

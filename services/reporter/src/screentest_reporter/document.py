@@ -20,7 +20,7 @@ from screentest_reporter.sweeps import Edit
 
 SCHEMA: Final = "report/1"
 # Changes when the same events would give another page: a report of an older renderer is written anew.
-RENDERER: Final = "3"
+RENDERER: Final = "4"
 
 
 def to_json(study: CaseStudy, files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

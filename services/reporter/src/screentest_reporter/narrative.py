@@ -320,8 +320,9 @@ def _weights(record: SweepRecord) -> Iterator[Sentence]:
 
 
 def _seeds(record: SweepRecord) -> Iterator[Sentence]:
+    """Random weights are not ranked at all, which `_weights` says."""
     seeds, prompts = len(record.spec.seeds), len(record.spec.prompts)
-    if seeds < ranking.LEAST_SEEDS:
+    if seeds < ranking.LEAST_SEEDS and not record.spec.weights.is_random:
         yield Sentence(
             text=f"{capital(count(seeds, 'seed'))} and {count(prompts, 'prompt')} can eliminate a lane but not rank "
             f"those that remain: a rank needs {ranking.LEAST_SEEDS} seeds."
