@@ -145,12 +145,14 @@ def judge_file(folder: Path, judge_id: str, text: str) -> Path:
 
 
 class ChatServer:
-    """An OpenAI-compatible server that finds dark pictures black, with log-probabilities. ``answer_s``: its pace."""
+    """An OpenAI-compatible server that finds dark pictures black. ``answer_s``: how long it takes for an answer.
 
-    def __init__(self, *, answer_s: float = 0.0, status: int = 200) -> None:
+    ``tells_odds``: it gives log-probabilities.
+    """
+
+    def __init__(self, *, answer_s: float = 0.0, tells_odds: bool = True) -> None:
         self.asked = threading.Event()
         self.keys: set[str | None] = set()
-        self._status = status
         server = self
 
         class Handler(http.server.BaseHTTPRequestHandler):
@@ -165,11 +167,14 @@ class ChatServer:
                     time.sleep(answer_s)
                 p_yes = 0.9 if is_dark(body) else 0.2
                 top = [{"token": word, "logprob": math.log(p)} for word, p in (("Yes", p_yes), ("No", 1 - p_yes))]
-                self._send({"choices": [{"logprobs": {"content": [{"top_logprobs": top}]}}]})
+                logprobs = {"content": [{"top_logprobs": top}]} if tells_odds else None
+                self._send(
+                    {"choices": [{"message": {"content": "Yes." if p_yes > 0.5 else "No."}, "logprobs": logprobs}]}
+                )
 
             def _send(self, content: dict[str, Any]) -> None:
                 data = json.dumps(content).encode()
-                self.send_response(server._status)
+                self.send_response(200)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)

@@ -227,6 +227,21 @@ async def test_endpoint_answers_with_probabilities_and_its_key_stays_out_of_sigh
         assert not any(b"sesame" in text for text in [*written, *worker.depot.objects.values(), worker.log.encode()])
 
 
+async def test_server_without_probabilities_is_sampled_and_says_so(
+    bus: Bus, nats_server: RunningServer, tmp_path: Path, clip: bytes, servers: list[ChatServer]
+) -> None:
+    servers.append(server := ChatServer(tells_odds=False))
+    file = judge_file(tmp_path, "remote", ENDPOINT + LIMITS)
+    async with judging(bus, nats_server, tmp_path, file, **of_server(server, tmp_path)) as worker:
+        spec = worker.judge_spec(clip, asked_of("a bar moves", "a bright bar"))
+        await worker.admit(spec)
+        outcome = await worker.outcome(spec, within_s=60)
+        assert outcome.failure_class is None, outcome.cause
+        assert outcome.judgement is not None
+        assert outcome.judgement.method == "sampled"
+        assert worker.judgement(outcome).method == "sampled"
+
+
 async def test_cancel_ends_within_one_question_and_keeps_the_runner(
     bus: Bus, nats_server: RunningServer, tmp_path: Path, clip: bytes, servers: list[ChatServer]
 ) -> None:
