@@ -98,7 +98,15 @@ def secrets(
     write_private(kept.directory / "depot-s3.json", s3_identities(kept.depot_keys(services.BUCKET)))
     kept.grpc_token_file()
     # In a container the scheduler listens beyond loopback.
-    certificates.ensure(kept.directory, datetime.now(UTC))
+    files = certificates.ensure(kept.directory, datetime.now(UTC))
+    if not home.client_file.exists():  # where compose.yaml publishes it; `screentest up` writes its own
+        write_private(home.client_file, _compose_client(kept.grpc_token_file(), files.ca))
     printing.say(
         f"{len(users)} NATS users, 2 depot keys, gRPC token and certificates are in {kept.directory} (mode 0600)"
+    )
+
+
+def _compose_client(token: Path, ca: Path) -> str:
+    return (
+        f"SCREENTEST_GRPC_ADDRESS=127.0.0.1:50051\nSCREENTEST_GRPC_TOKEN_FILE={token}\nSCREENTEST_GRPC_CA_FILE={ca}\n"
     )
