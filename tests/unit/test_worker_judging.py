@@ -129,7 +129,7 @@ def test_controls_without_another_prompt_are_refused() -> None:
     [
         (None, None, "told of no server"),
         (Endpoint(base_url="http://here/v1", model=""), None, "not told which model"),
-        (Endpoint(base_url="http://here/v1", model="m", key_file=Path("k")), "k", "key is not there: k"),
+        (Endpoint(base_url="http://here/v1", model="m", key_file="k"), "k", "key is not there: k"),
     ],
 )
 def test_endpoint_without_server_model_or_key_is_refused(

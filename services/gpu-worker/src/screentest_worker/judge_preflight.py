@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Final
 
 from screentest import memory
@@ -32,11 +31,11 @@ DTYPES: Final = ("bfloat16", "float16", "float32")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """The server that a remote judge asks. key_file: of its API key, None where it wants none."""
+    """The server that a remote judge asks. key_file: path of its API key, None where it wants none."""
 
     base_url: str
     model: str
-    key_file: PurePath | None = None
+    key_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,7 +98,8 @@ class Judging:
             attempt_id=attempt_id,
             memory_cap_gib=dispatch.spec.memory_cap_gib,
             unified_memory=unified_memory,
-            endpoint=_plain(self._endpoint) if self._judge.adapter == "endpoint" and self._endpoint else None,
+            # The key's path, never the key.
+            endpoint=asdict(self._endpoint) if self._judge.adapter == "endpoint" and self._endpoint else None,
         )
 
     async def order(self, dispatch: Dispatch, attempt_id: str, path: Path) -> Judge:
@@ -183,7 +184,7 @@ class Judging:
             missing_env=None if place.env_python.exists() else str(place.env_python),
             weights=layout.read(self._weights_dir) if self._judge.model is not None else None,
             endpoint=self._endpoint,
-            missing_key=None if has_key else str(key),
+            missing_key=None if has_key else key,
             memory=device_memory.read(device) if device is not None else None,
         )
 
@@ -205,14 +206,4 @@ def _asked(spec: JobSpec, asked: Rubric, keyframe: Path | None) -> dict[str, Any
         "height_px": spec.height_px,
         "cuts_expected": sum(beat.cut_expected for beat in asked.beats),
         "keyframe_path": None if keyframe is None else str(keyframe),
-    }
-
-
-def _plain(endpoint: Endpoint) -> dict[str, Any]:
-    """The key's path, never the key."""
-    key_file = endpoint.key_file
-    return {
-        "base_url": endpoint.base_url,
-        "model": endpoint.model,
-        "key_file": None if key_file is None else str(key_file),
     }

@@ -52,5 +52,5 @@ class WorkerSettings(ServiceSettings):
         """None where no server is named."""
         if not self.judge_url:
             return None
-        key_file = self.judge_key_file.absolute() if self.judge_key_file is not None else None
+        key_file = str(self.judge_key_file.absolute()) if self.judge_key_file is not None else None
         return Endpoint(base_url=self.judge_url, model=self.judge_model, key_file=key_file)
