@@ -23,7 +23,7 @@ BUILD = Path(__file__).parents[1] / "integration" / "miniatures_in_one_process.p
 # ---- runners: what happens to the pipeline between its checkpoint and the device
 
 
-def _with_pipe(change: str) -> str:
+def with_pipe(change: str) -> str:
     """A change of the pipeline that was read from its folder; ``change``: lines of Python that know it as `pipe`."""
     body = "\n".join(f"    {line}" for line in change.strip().splitlines())
     return f"""
@@ -77,9 +77,9 @@ def pre_forward(hook, part, *arguments, **keywords):
 CpuOffload.pre_forward = pre_forward
 """
 # It holds the 16-bit pipeline, but not its text encoder beside the rest.
-CARD_TOO_SMALL_TO_LOAD = _DISCRETE + _with_pipe(_CARD + "capacity = 2 * (sum(count.values()) - count['text_encoder'])")
+CARD_TOO_SMALL_TO_LOAD = _DISCRETE + with_pipe(_CARD + "capacity = 2 * (sum(count.values()) - count['text_encoder'])")
 # It holds all of the weights, and then has less to spare than a denoising step needs.
-CARD_TOO_SMALL_TO_DENOISE = _DISCRETE + _with_pipe(
+CARD_TOO_SMALL_TO_DENOISE = _DISCRETE + with_pipe(
     _CARD
     + """
 capacity = 2 * sum(count.values())
@@ -88,15 +88,15 @@ def activations(*_):
 pipe.transformer.register_forward_hook(activations)
 """
 )
-SLOW_CARD = _with_pipe("""
+SLOW_CARD = with_pipe("""
 import time
 pipe.transformer.register_forward_pre_hook(lambda *_: time.sleep(0.3))
 """)
 # What a dtype too narrow for the weights ends in: infinity, and not-a-number in the step after it.
-OVERFLOWS = _with_pipe("pipe.transformer.proj_out.weight.data.fill_(3e38)")
+OVERFLOWS = with_pipe("pipe.transformer.proj_out.weight.data.fill_(3e38)")
 # huggingface/transformers#43880: an embedding that nobody tied.
-EMBEDS_NOTHING = _with_pipe("pipe.text_encoder.get_input_embeddings().weight.data.zero_()")
-DECODES_TO_BLACK = _with_pipe("""
+EMBEDS_NOTHING = with_pipe("pipe.text_encoder.get_input_embeddings().weight.data.zero_()")
+DECODES_TO_BLACK = with_pipe("""
 decode = pipe.vae.decode
 pipe.vae.decode = lambda *latents, **options: (decode(*latents, **options)[0].fill_(-1.0),)
 """)

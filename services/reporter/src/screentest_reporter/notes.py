@@ -52,6 +52,7 @@ _FLAG_ADVICE: Final = {
 # From here on a prompt is dense for one short clip. Design choice until ratings of people replace it.
 MANY_ELEMENTS: Final = 10
 FEW_BEATS: Final = 0.5
+SHORTEST_BEAT_S: Final = 1.0
 # Slugs are made of a fix's text, so that a note keeps its edits while rows are added to it.
 _SLUG_HEX: Final = 6
 
@@ -305,24 +306,40 @@ def _controls(scores: Scores) -> Iterator[Note]:
 
 
 def _dense(rows: Sequence[ReportRow]) -> Iterator[Note]:
-    """Many elements asked for, few beats shown by any clip: one short clip does not bind them."""
-    by_prompt: dict[int, list[ClipScore]] = {}
+    """Many elements asked for, and few beats shown, or no time for them: one short clip does not bind them."""
+    by_prompt: dict[int, list[tuple[ClipScore, float | None]]] = {}
     for row in rows:
-        if row.score is not None and row.score.score.score10 is not None and row.score.rubric.beats:
-            by_prompt.setdefault(row.row.prompt_index, []).append(row.score)
+        if row.score is not None and len(row.score.rubric.beats) >= 2:
+            duration_s = row.clip_facts.duration_s if row.clip_facts else None
+            by_prompt.setdefault(row.row.prompt_index, []).append((row.score, duration_s))
     for prompt_index, found in by_prompt.items():
-        rubric = found[0].rubric
-        seen = [_beats_seen(score) for score in found]
+        rubric = found[0][0].rubric
         beats, elements = len(rubric.beats), len(rubric.elements)
-        if elements < MANY_ELEMENTS or beats < 2 or max(seen) > FEW_BEATS * beats:
+        what_lacks = _too_few_beats(found, beats) or _no_time(found, beats)
+        if elements < MANY_ELEMENTS or not what_lacks:
             continue
         text = (
-            f"The prompt asks one clip for {elements} elements in {beats} beats, and the best of "
-            f"{count(len(found), 'scored clip')} shows {count(max(seen), 'beat')}. For prompts this dense, plan a shot "
-            "(or a keyframe) per beat instead of one short clip for all of them."
+            f"The prompt asks one clip for {elements} elements in {beats} beats, and {what_lacks}. For prompts this "
+            "dense, plan a shot (or a keyframe) per beat instead of one short clip for all of them."
         )
         slug = f"dense-{prompt_index}" if len(by_prompt) > 1 else "dense"
         yield Note(note_id=f"note:{slug}", topic="prompt", original=text)
+
+
+def _too_few_beats(found: Sequence[tuple[ClipScore, float | None]], beats: int) -> str:
+    """``the best of 3 scored clips shows 1 beat``; empty where nothing is scored, or enough is seen."""
+    seen = [_beats_seen(score) for score, _ in found if score.score.score10 is not None]
+    if not seen or max(seen) > FEW_BEATS * beats:
+        return ""
+    return f"the best of {count(len(seen), 'scored clip')} shows {count(max(seen), 'beat')}"
+
+
+def _no_time(found: Sequence[tuple[ClipScore, float | None]], beats: int) -> str:
+    """``the longest of 3 clips gives each 0.5 s``; only where no score says what was seen."""
+    known = [duration_s for score, duration_s in found if score.score.score10 is None and duration_s is not None]
+    if len(known) < len(found) or max(known) / beats >= SHORTEST_BEAT_S:
+        return ""
+    return f"the longest of {count(len(known), 'clip')} gives each {max(known) / beats:.1f} s"
 
 
 def _beats_seen(score: ClipScore) -> int:
