@@ -34,9 +34,13 @@ from screentest.records import (
     FindingEdited,
     Job,
     JobEvent,
+    Judged,
+    JudgePurpose,
+    Outcome,
     RequestClaim,
     RetryRequested,
     SweepEvent,
+    Task,
     Undrained,
 )
 from screentest_scheduler import planning
@@ -50,6 +54,7 @@ from tests.conftest import Depot, RunningServer
 from tests.integration.test_reporter_service import Reporter, Writer, is_final, upload_clip, wait_report
 from tests.integration.test_scheduler import spec
 from tests.integration.test_stack import SCREENTEST, environment, wait_for
+from tests.made_judgings import ref
 from tests.made_sweeps import History, plan, record, settled, stamp, submitted
 from tests.unit.test_reporter_vitals import batch, gpu_sample
 
@@ -106,14 +111,28 @@ class House:
         return Archive(self.store)
 
     async def begin(
-        self, *, kept: timedelta = FOR_EVER, bus: Bus | None = None, store: Store | None = None
+        self,
+        *,
+        kept: timedelta = FOR_EVER,
+        bus: Bus | None = None,
+        store: Store | None = None,
+        has_worker: bool = False,
     ) -> Archiver:
-        """A new process: all it knows it reads."""
+        """A new process: all it knows it reads. ``has_worker``: whether every queued job has one."""
         bus, store = bus or self.bus, store or self.store
         self.ledger = Ledger()
         self.journal = Journal(bus, self.ledger)
         await self.journal.replay()
-        return Archiver(bus, self.ledger, self.journal, Archive(store), after=AT_ONCE, kept=kept, every_s=1)
+        return Archiver(
+            bus,
+            self.ledger,
+            self.journal,
+            Archive(store),
+            after=AT_ONCE,
+            kept=kept,
+            every_s=1,
+            has_worker=lambda _spec: has_worker,
+        )
 
     async def events(self) -> list[Stored]:
         """Of the sweep and its jobs, without what tells of the archive itself."""
@@ -241,6 +260,37 @@ async def test_later_finding_and_retry_make_new_parts(house: House) -> None:
     assert (third.events, third.vitals) == (len(history.events) + 2, 1)
     own = [(m.subject, m.event_id, m.payload) for m in await archived(house) if m.subject.startswith(("sw", "ev"))]
     assert own == await house.said()
+
+
+async def test_archive_waits_for_judges_that_are_there_and_later_judgements_are_a_part_of_their_own(
+    house: House,
+) -> None:
+    await play_sweep(house)
+    made = planning.jobs(SWEEP)[0]
+    judged = Judged(
+        purpose=JudgePurpose.CLIP, job_id=made.job_id, lane_id="wan", key="k", sha256="c", size_bytes=1, rubric=ref("a")
+    )
+    judging = replace(made, job_id="judge-clip-1", lane_id="pixels", task=Task.JUDGE, rungs=("",), judged=judged)
+    history = History(judging, second=70)
+    await house.writer.write(*history.events)
+    await (await house.begin(kept=AT_ONCE, has_worker=True)).work()
+    assert await house.archive.manifests(SWEEP_ID) == ()
+    archiver = await house.begin()
+    await archiver.work()
+    await archiver.work()  # it rests from now on
+    assert len(await house.archive.manifests(SWEEP_ID)) == 1  # nobody is there who could judge it
+    written = len(history.events)
+    history.start().wait(2).end(Outcome(failure_class=FailureClass.NAN, cause="c")).give_up(FailureClass.NAN)
+    await house.writer.write(*history.events[written:])
+    for stored in await house.events():
+        house.journal.take(stored)
+    await archiver.work()
+    _, second = await house.archive.manifests(SWEEP_ID)
+    assert second.events == len(history.events) - written
+    own = [(m.subject, m.event_id, m.payload) for m in await archived(house) if m.subject.startswith(("sw", "ev"))]
+    assert own == await house.said()
+    await (await house.begin(kept=AT_ONCE)).work()
+    assert (await house.events(), SWEEP_ID in house.ledger.archived, house.ledger.jobs) == ([], True, {})
 
 
 async def test_two_archivers_tell_one_story(house: House) -> None:

@@ -192,7 +192,13 @@ async def test_a_judge_reads_what_it_judges_and_nothing_else(
 ) -> None:
     async with at_work(bus, depot, "pixels") as (pixels,):
         await submit(scheduler, spec(seeds=(1,), judge_lane_ids=()))
-        made = await make_clip(worker)
+        making = await worker.take()
+        assert making is not None
+        delivery, made = making
+        assert "may put clip, log, manifest" in (await worker.url(made, ArtifactKind.JUDGEMENT, "0" * 64, 5)).error
+        sequence = await worker.begin(made)
+        await worker.finish(made, sequence, await worker.upload(made, f"clip of {made.spec.job_id}".encode()))
+        await delivery.ack()
         taken = await pixels.take()
         assert taken is not None
         _, dispatch = taken
@@ -212,7 +218,6 @@ async def test_a_judge_reads_what_it_judges_and_nothing_else(
         assert hashlib.sha256(text).hexdigest() == judged.rubric.sha256
         for kind, sha256 in ((ArtifactKind.RUBRIC, "0" * 64), (ArtifactKind.KEYFRAME, "")):
             assert (await pixels.url(dispatch, kind, sha256)).error
-        assert (await worker.url(made, ArtifactKind.JUDGEMENT, "0" * 64, 5)).error
 
 
 async def test_dead_clips_and_random_weights_are_left_to_pixels(

@@ -53,6 +53,14 @@ def test_within_one_priority_the_loaded_lane_comes_first() -> None:
     assert chosen(replace(FREE, loaded_lane="mochi"), early, warm) == "early"
 
 
+def test_a_job_before_its_time_is_skipped_and_told_what_it_waits_for() -> None:
+    held = replace(candidate("judge", priority=9), behind="the keyframe is judged first")
+    assert chosen(FREE, held, candidate("next")) == "next"
+    assert chosen(FREE, held) is None
+    assert admission.waits_for(FREE, held, ALIVE) == "the keyframe is judged first"
+    assert admission.waits_for(FREE, held, frozenset()) == "no worker for wan"
+
+
 def test_paused_sweeps_are_skipped_whatever_their_priority() -> None:
     assert chosen(FREE, candidate("paused", priority=9, paused=True), candidate("next")) == "next"
     assert chosen(FREE, candidate("paused", paused=True)) is None

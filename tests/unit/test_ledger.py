@@ -23,7 +23,14 @@ from screentest.records import (
     JobEvent,
     JobSpec,
     JobState,
+    JudgementFacts,
+    JudgePurpose,
+    JudgingRequested,
+    Outcome,
+    PairOutcome,
+    PairVoted,
     PrioritySet,
+    Rated,
     RequestClaim,
     RestoreBegun,
     RetryRequested,
@@ -36,13 +43,37 @@ from screentest.records import (
     SweepSubmitted,
     Undrained,
 )
-from screentest_scheduler import planning
+from screentest_scheduler import followups, planning
+from screentest_scheduler.followups import Judging, Scene
 from screentest_scheduler.ledger import Ledger, subject_of
+from tests.made_judgings import PIXELS, STRANGER, ref
+from tests.made_judgings import completed as completed_entry
 from tests.made_sweeps import History, plan, record, stamp
 
 SWEEP = record([plan("wan", "Wan"), plan("svd", "SVD")], seeds=(1, 2))
 JOBS = planning.jobs(SWEEP)
 LATER = replace(SWEEP, sweep_id="later", submitted_at=SWEEP.submitted_at + timedelta(seconds=1))
+
+
+def judge_job(of: JobSpec) -> JobSpec:
+    """A wish to have this job's clip judged by pixels."""
+    scene = Scene(
+        record=SWEEP,
+        judgings=(Judging(judges=(PIXELS,), rubrics=(ref("a"),), sequence=1),),
+        known={},
+        judge_ids=(),
+        open_clips={},
+        stranger=STRANGER,
+        is_settled=False,
+    )
+    [spec] = followups.judge_jobs(scene, [completed_entry(of)])
+    return spec
+
+
+def judged_history(spec: JobSpec) -> History:
+    """With a rung to start from: its own list is empty."""
+    history = History(replace(spec, rungs=("",)))
+    return history.start().wait(3).end(Outcome(failure_class=None, judgement=JudgementFacts(tier="a", method="pixels")))
 
 
 class Stream:
@@ -91,7 +122,18 @@ def submitted_stream(*sweeps: SweepRecord) -> Stream:
 
 def snapshot(ledger: Ledger) -> object:
     sweeps = {
-        sweep_id: (sweep.record, sweep.sequence, sweep.is_paused, sweep.priority, sweep.settled, sweep.expected)
+        sweep_id: (
+            sweep.record,
+            sweep.sequence,
+            sweep.is_paused,
+            sweep.priority,
+            sweep.settled,
+            sweep.expected,
+            sweep.judgings,
+            sweep.judge_ids,
+            sweep.judged_sequence,
+            sweep.open_clips,
+        )
         for sweep_id, sweep in ledger.sweeps.items()
     }
     devices = {name: (device.sequence, device.drained_reason) for name, device in ledger.devices.items()}
@@ -114,6 +156,12 @@ def busy_stream() -> Stream:
     stream.sweep(RetryRequested(spec=planning.retry(failed, 1), by="ada"))
     stream.job(planning.retry(failed, 1), History(planning.retry(failed, 1)).events)
     stream.sweep(FindingEdited(row="r", text="t", by="ada"))
+    stream.sweep(JudgingRequested(judges=(PIXELS,), rubrics=(ref("a"),), by="ada"))
+    stream.sweep(Rated(job_id=completed.job_id, rater="ada", score10=6))
+    vote = PairVoted(left_job_id=completed.job_id, right_job_id=failed.job_id, outcome=PairOutcome.TIE, rater="ada")
+    stream.sweep(vote)
+    judged = judge_job(completed)
+    stream.job(judged, judged_history(judged).events)
     stream.sweep(SweepSettled(jobs=4, clips=1, proofs=()))
     stream.add(subjects.request_claim("a" * 64), RequestClaim(request_id="r", content_sha256="c", sweep_id="s"))
     return stream
@@ -385,3 +433,47 @@ def test_restored_sweep_is_as_it_was() -> None:
         job_id: replace(entry, sequence=0) for job_id, entry in before.jobs.items()
     }
     assert after.restored_sequence == ledger.last_sequence(SWEEP.sweep_id) == len(restored_stream().messages)
+
+
+def test_judge_jobs_are_kept_apart_from_those_that_make_clips() -> None:
+    stream = submitted_stream()
+    made = JOBS[0]
+    stream.job(made, History(made).complete(5).events[1:])
+    before = replayed(stream.messages)
+    spec = judge_job(made)
+    history = judged_history(spec)
+    stream.job(spec, history.events)
+    after = replayed(stream.messages)
+    sweep = after.sweep(SWEEP.sweep_id)
+    assert (after.counts(SWEEP.sweep_id), after.is_over(SWEEP.sweep_id)) == (before.counts(SWEEP.sweep_id), False)
+    assert [entry.spec.job_id for entry in after.judge_jobs(SWEEP.sweep_id)] == [spec.job_id]
+    assert spec.job_id not in sweep.expected
+    assert after.last_sequence(SWEEP.sweep_id) == after.sequence
+    assert sweep.changed_at == history.events[-1].stamp.at
+    assert sweep.open_clips == {"pixels": 1}
+    assert after.judge_times.job_s("pixels", JudgePurpose.CLIP) == 3
+
+
+def test_a_completed_job_and_a_new_wish_leave_clips_to_be_judged() -> None:
+    stream = submitted_stream()
+    ledger = replayed(stream.messages)
+    sweep = ledger.sweep(SWEEP.sweep_id)
+    sweep.has_judge_news = False
+    made = JOBS[0]
+    stream.job(made, History(made).complete(5).events[1:])
+    for message in stream.messages:
+        ledger.apply(message)
+    assert (list(sweep.unjudged), sweep.has_judge_news) == ([made.job_id], True)
+    sweep.unjudged, sweep.has_judge_news = {}, False
+    stream.sweep(JudgingRequested(judges=(PIXELS,), rubrics=(ref("a"),), by="ada"))
+    ledger.apply(stream.messages[-1])
+    assert (list(sweep.unjudged), sweep.has_judge_news) == ([made.job_id], True)
+    assert sweep.judgings[-1].sequence == stream.messages[-1].sequence
+
+
+def test_a_judge_job_leaves_with_its_sweep() -> None:
+    stream = busy_stream()
+    counts = Counts(completed=1)
+    stream.sweep(SweepArchived(record=SWEEP, counts=counts, settled=SweepSettled(jobs=4, clips=1, proofs=()), parts=1))
+    ledger = replayed(stream.messages)
+    assert not [job_id for job_id, entry in ledger.jobs.items() if entry.spec.sweep_id == SWEEP.sweep_id]

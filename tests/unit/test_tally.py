@@ -208,7 +208,8 @@ def test_scores_of_an_older_rubric_are_never_mixed_with_those_of_the_present_one
         sweep.measure(lane_id)
         sweep.see(SIGLIP, lane_id, IN_ORDER)
     sweep.state.judging_requests = (JudgingRequested(judges=(PIXELS, SIGLIP), rubrics=(ref(EDITED),), by="ada"),)
-    assert [found.score.score10 for found in sweep.scores.clips.values()] == [None, None]
+    told = [(found.score.score10, found.score.not_scored) for found in sweep.scores.clips.values()]
+    assert told == [(None, "the pixels of the clip were not checked")] * 2
     sweep.measure("wan", rubric=EDITED)
     sweep.see(SIGLIP, "wan", IN_ORDER, rubric=EDITED)
     assert sweep.score("wan").score.rubric_sha256 == EDITED.sha256

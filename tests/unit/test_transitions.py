@@ -11,6 +11,7 @@ import pytest
 from screentest.records import (
     Admitted,
     Alive,
+    Artifact,
     AttemptEnded,
     Cancelled,
     CancelRequested,
@@ -19,6 +20,9 @@ from screentest.records import (
     FailureClass,
     JobEvent,
     JobState,
+    Judged,
+    JudgementFacts,
+    JudgePurpose,
     Outcome,
     Refused,
     Stamp,
@@ -28,6 +32,7 @@ from screentest.records import (
 from screentest_scheduler import transitions
 from screentest_scheduler.ladder import OUT_OF_MEMORY
 from screentest_scheduler.transitions import Entry
+from tests.made_judgings import judgement_of, ref
 from tests.made_sweeps import BEGAN_AT, RUNNER, clip_of, plan, proof, record, specs, stamp, success
 
 [SPEC] = specs(record([plan("wan", "Wan")]))
@@ -163,6 +168,24 @@ def test_success_without_a_clip_is_a_failure() -> None:
     assert isinstance(ending, Failed)
     assert ending.failure_class is FailureClass.UNCLASSIFIED
     assert "without a clip" in ending.cause
+
+
+def test_a_judge_job_is_completed_with_its_judgement_and_with_nothing_else() -> None:
+    judged = Judged(
+        purpose=JudgePurpose.CLIP, job_id="j", lane_id="l", key="k", sha256="c", size_bytes=1, rubric=ref("a")
+    )
+    judging = replace(RUNNING.entry, spec=replace(RUNNING.entry.spec, judged=judged))
+    made = judgement_of(judging.spec, "e" * 64)
+    facts = JudgementFacts(tier="b", method="embedding", presence=0.4)
+
+    def ending(*artifacts: Artifact) -> object:
+        outcome = Outcome(failure_class=None, artifacts=artifacts, judgement=facts)
+        return transitions.terminal(replace(judging, state=JobState.ENDED, outcome=outcome))
+
+    assert ending(made) == Completed(judgement=made)
+    failed = ending(clip_of(judging.spec))
+    assert isinstance(failed, Failed)
+    assert "without a judgement" in failed.cause
 
 
 @pytest.mark.parametrize(
