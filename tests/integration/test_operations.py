@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from screentest.records import JobState
+from screentest.errors import NotFound
+from screentest.records import ArtifactKind, JobState
 from screentest_ui import cli
 from screentest_ui.cli_sweeps import past_events
 from screentest_ui.home import Home, client_environment
@@ -157,6 +158,35 @@ def test_retry_says_which_seed_it_tries_again(stack: Kept) -> None:
     assert line.startswith("Stub, seed 301: ")
     assert "tries" in line
     stack.ok("watch", sweep_id)
+
+
+def logged(stack: Kept, *services: str) -> list[dict[str, object]]:
+    """Every structured line of these services; what the interpreter itself says is none."""
+    lines = [line for name in services for line in stack.home.log_file(name).read_text().splitlines()]
+    return [json.loads(line) for line in lines if line.startswith("{")]
+
+
+def test_every_line_about_an_attempt_names_it_whole(stack: Kept) -> None:
+    sweep_id = stack.submit(seeds=(501,))
+    stack.ok("watch", sweep_id)
+    with stack.client() as client:
+        [job] = client.list_jobs(sweep_id)
+        wait_for(lambda: any(line["event"] == "report_published" for line in logged(stack, "reporter")))
+        with pytest.raises(NotFound):
+            client.get_artifact(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="no.txt")
+    whole = {"sweep": sweep_id, "lane": "stub", "job": job.spec.job_id}
+    told = {
+        str(line["event"])
+        for line in logged(stack, "worker-stub", "scheduler")
+        if {**whole, "attempt": 1}.items() <= line.items()
+    }
+    worker = {"delivery_decided", "attempt_started", "attempt_ended"}
+    assert worker | {"job_admitted", "job_completed"} <= told
+    for line in logged(stack, "worker-stub", "scheduler"):
+        if "job" in line and "rpc" not in line:  # a call is about a job, not about an attempt at it
+            assert {"sweep", "lane", "job", "attempt"} <= line.keys(), line
+    about_reports = [line for line in logged(stack, "reporter") if line["event"] == "report_published"]
+    assert all(line["sweep"] for line in about_reports)
 
 
 def example(stack: Kept, name: str, *arguments: str) -> str:

@@ -6,9 +6,12 @@ import contextlib
 import io
 import logging
 import sys
+from contextlib import AbstractContextManager
 from typing import TextIO, cast
 
 import structlog
+
+from screentest.records import JobSpec
 
 
 def configure(service: str, *, log_format: str = "auto", level: str = "info") -> None:
@@ -33,6 +36,13 @@ def configure(service: str, *, log_format: str = "auto", level: str = "info") ->
     structlog.contextvars.bind_contextvars(service=service)
     # Libraries that use the standard logger: warnings and worse, one plain line each.
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s %(message)s")
+
+
+def about(spec: JobSpec, attempt: int) -> AbstractContextManager[None]:
+    """Every line within, also of tasks that begin within, names the attempt that it is about."""
+    return structlog.contextvars.bound_contextvars(
+        sweep=spec.sweep_id, lane=spec.lane_id, job=spec.job_id, attempt=attempt
+    )
 
 
 class _Unfailing(io.TextIOBase):

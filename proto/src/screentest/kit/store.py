@@ -128,10 +128,6 @@ class Store:
         """Writes or replaces one object from a file."""
         await self._call(key, lambda: self._inner.fput_object(self.bucket, key, str(path), content_type=content_type))
 
-    async def remove(self, key: str) -> None:
-        """No-op when it is not there."""
-        await self._call(key, lambda: self._inner.remove_object(self.bucket, key))
-
     async def listed(self, prefix: str) -> tuple[Listed, ...]:
         """Every object below a prefix."""
 

@@ -12,6 +12,7 @@ import structlog
 
 from screentest import wire
 from screentest.errors import BadRequest, Unavailable
+from screentest.kit import logging
 from screentest.kit.bus import Bus, Delivery, LanePuller
 from screentest.records import (
     AttemptEnded,
@@ -182,13 +183,17 @@ class Consumer:
             log.error("dispatch_unreadable", subject=delivery.subject, error=str(error))
             await delivery.ack()
             return
+        with logging.about(dispatch.spec, dispatch.attempt):
+            await self._decide_and_act(dispatch, delivery, group)
+
+    async def _decide_and_act(self, dispatch: Dispatch, delivery: Delivery, group: asyncio.TaskGroup) -> None:
         hand = self._hands.get((dispatch.spec.job_id, dispatch.attempt))
         last = await self._ledger.last(dispatch)
         ended = self._spool.ended(dispatch) if hand is None else None
         action = decide(
             last.event if last else None, dispatch.attempt, in_hand=hand is not None, spooled=ended is not None
         )
-        log.info("delivery_decided", job=dispatch.spec.job_id, attempt=dispatch.attempt, action=action.value)
+        log.info("delivery_decided", action=action.value)
         await self._act(action, dispatch, delivery, last, ended, group)
 
     async def _act(
@@ -224,32 +229,28 @@ class Consumer:
     async def _start(self, hand: InHand, group: asyncio.TaskGroup) -> None:
         """The attempt's turn on the device; what follows goes on beside the next pull."""
         renewal = group.create_task(self._renew(hand))
-        spec = hand.dispatch.spec
         self._on_device = hand
         self._changed()
-        with structlog.contextvars.bound_contextvars(
-            sweep=spec.sweep_id, job=spec.job_id, attempt=hand.dispatch.attempt
-        ):
-            try:
-                end = await self._turns.run(hand)
-            except Exception as error:  # a defect of ours must not end the lane: it comes again
-                log.exception("turn_failed", error=str(error))
-                await self._slot.retire("an attempt ended in a defect of the worker")
-                self._turns.remove_result(hand)
-                self._let_go(hand, renewal)
-                return
-            finally:
-                self._on_device = None
-                self._changed()
-            if isinstance(end, Dropped):
-                await self._finisher.acknowledge(hand)
-                self._spool.remove(hand.dispatch)
-                self._let_go(hand, renewal)
-                return
-            if end.outcome.failure_class is None:
-                # Only now: whoever hears it may ask this worker to retire at once.
-                await hand.feed.phase("decoded")
-            group.create_task(self._see_through(hand, self._finisher.finish(hand, end), renewal))
+        try:
+            end = await self._turns.run(hand)
+        except Exception as error:  # a defect of ours must not end the lane: it comes again
+            log.exception("turn_failed", error=str(error))
+            await self._slot.retire("an attempt ended in a defect of the worker")
+            self._turns.remove_result(hand)
+            self._let_go(hand, renewal)
+            return
+        finally:
+            self._on_device = None
+            self._changed()
+        if isinstance(end, Dropped):
+            await self._finisher.acknowledge(hand)
+            self._spool.remove(hand.dispatch)
+            self._let_go(hand, renewal)
+            return
+        if end.outcome.failure_class is None:
+            # Only now: whoever hears it may ask this worker to retire at once.
+            await hand.feed.phase("decoded")
+        group.create_task(self._see_through(hand, self._finisher.finish(hand, end), renewal))
 
     def _deliver(self, ended: spool.Ended, delivery: Delivery | None, group: asyncio.TaskGroup) -> None:
         """A result from the spool."""
@@ -268,23 +269,28 @@ class Consumer:
         group: asyncio.TaskGroup,
     ) -> None:
         """The end of an attempt whose worker died. What that worker left running was killed when this one started."""
-        log.warning("attempt_lost", job=dispatch.spec.job_id, attempt=dispatch.attempt, cause=ending.cause)
+        log.warning("attempt_lost", cause=ending.cause)
         self._deliver(spool.Ended(dispatch=dispatch, outcome=ending, expected_sequence=sequence), delivery, group)
 
     async def _deliver_leftovers(self, group: asyncio.TaskGroup) -> None:
         """What an earlier process of this worker left is delivered at once, not when its message comes again."""
         ended, interrupted = self._spool.left()
         for item in ended:
-            self._deliver(item, None, group)
+            with logging.about(item.dispatch.spec, item.dispatch.attempt):
+                self._deliver(item, None, group)
         for lost in interrupted:
-            last = await self._ledger.last(lost.dispatch)
-            action = decide(last.event if last else None, lost.dispatch.attempt, in_hand=False, spooled=False)
-            if action is Action.END_LOST and last is not None:
-                self._end_lost(lost.dispatch, outcome.lost(lost.phase), last.sequence, None, group)
-            elif action is Action.END_CANCELLED and last is not None:
-                self._end_lost(lost.dispatch, outcome.cancelled(lost.phase or ""), last.sequence, None, group)
-            else:
-                self._spool.remove(lost.dispatch)
+            with logging.about(lost.dispatch.spec, lost.dispatch.attempt):
+                await self._end_interrupted(lost, group)
+
+    async def _end_interrupted(self, lost: spool.Interrupted, group: asyncio.TaskGroup) -> None:
+        last = await self._ledger.last(lost.dispatch)
+        action = decide(last.event if last else None, lost.dispatch.attempt, in_hand=False, spooled=False)
+        if action is Action.END_LOST and last is not None:
+            self._end_lost(lost.dispatch, outcome.lost(lost.phase), last.sequence, None, group)
+        elif action is Action.END_CANCELLED and last is not None:
+            self._end_lost(lost.dispatch, outcome.cancelled(lost.phase or ""), last.sequence, None, group)
+        else:
+            self._spool.remove(lost.dispatch)
 
     # ---- what is in hand
 
@@ -308,8 +314,6 @@ class Consumer:
         self, hand: InHand, work: Coroutine[object, object, None], renewal: asyncio.Task[None]
     ) -> None:
         """A finishing attempt to its end; a defect there leaves the delivery to come again."""
-        spec = hand.dispatch.spec
-        structlog.contextvars.bind_contextvars(sweep=spec.sweep_id, job=spec.job_id, attempt=hand.dispatch.attempt)
         try:
             await work
         except Exception as error:  # as above

@@ -81,7 +81,8 @@ async def publish_one(ledger: Ledger, publisher: Publisher, snapshot: SweepState
         log.error("sweep_without_record", sweep=snapshot.sweep_id, events=len(snapshot.jobs))
         return
     try:
-        await publisher.publish(snapshot)
+        with structlog.contextvars.bound_contextvars(sweep=snapshot.sweep_id):
+            await publisher.publish(snapshot)
     except ScreentestError as error:
         log.warning("report_postponed", sweep=snapshot.sweep_id, error=str(error))
         ledger.postpone(snapshot, loop.time() + RETRY_AFTER_S)

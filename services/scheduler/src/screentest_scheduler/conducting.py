@@ -11,7 +11,7 @@ import structlog
 
 from screentest import subjects, wire
 from screentest.errors import NotFound, NotPossibleNow, ScreentestError, Unavailable
-from screentest.kit import clock
+from screentest.kit import clock, logging
 from screentest.kit.bus import Bus, WrongLastSequence
 from screentest.kit.store import Store
 from screentest.records import (
@@ -165,7 +165,7 @@ class Conductor:
                 await self._guarded(self._journal.write_missing_jobs(sweep_id), sweep=sweep_id)
         entries = (*self._ledger.active_jobs(), *self._ledger.expiring_jobs())
         for some in batched(dict.fromkeys(entry.spec.job_id for entry in entries)):
-            await asyncio.gather(*(self._guarded(self._follow_up(job_id, group), job=job_id) for job_id in some))
+            await asyncio.gather(*(self._guarded(self._follow_up_named(job_id, group)) for job_id in some))
         for sweep_id in self.judging.due():
             await self._guarded(self.judging.write(sweep_id), sweep=sweep_id)
         for sweep in self.settler.due():
@@ -184,6 +184,11 @@ class Conductor:
             log.warning("follow_up_interrupted", error=str(error), **about)
 
     # ---- what follows for one job
+
+    async def _follow_up_named(self, job_id: str, group: asyncio.TaskGroup) -> None:
+        entry = self._ledger.job(job_id)
+        with logging.about(entry.spec, entry.attempt):
+            await self._guarded(self._follow_up(job_id, group))
 
     async def _follow_up(self, job_id: str, group: asyncio.TaskGroup) -> None:
         """Appends what must follow: at most one terminal event. NotFound when its sweep has left meanwhile."""
@@ -218,7 +223,7 @@ class Conductor:
 
     async def _complete(self, entry: Entry, ending: Completed) -> None:
         try:
-            await self._guarded(self._check_and_end(entry, ending), job=entry.spec.job_id)
+            await self._guarded(self._check_and_end(entry, ending))
         finally:
             self._completing.discard(entry.spec.job_id)
 
@@ -336,12 +341,13 @@ class Conductor:
         return alive is not None and transitions.is_finishing(entry, alive)
 
     async def _take_turn(self, place: tuple[str, str], turn: Turn) -> None:
-        try:
-            await self._admit_next(place, turn)
-        except WrongLastSequence:
-            pass  # decided on old news; the next pass decides again
-        except ScreentestError as error:
-            log.warning("admission_interrupted", host=place[0], device=place[1], error=str(error))
+        with structlog.contextvars.bound_contextvars(host=place[0], device=place[1]):
+            try:
+                await self._admit_next(place, turn)
+            except WrongLastSequence:
+                pass  # decided on old news; the next pass decides again
+            except ScreentestError as error:
+                log.warning("admission_interrupted", error=str(error))
 
     async def _admit_next(self, place: tuple[str, str], turn: Turn) -> None:
         if not await self._is_certain(turn):

@@ -56,7 +56,15 @@ class Depot:
                 raise BadRequest(f"{subject} may not ask for objects of lane {request.lane_id}")
             return wire.encode(self._sign(request))
         except ScreentestError as error:
-            log.warning("url_refused", job=request.job_id, kind=request.kind, error=str(error))
+            log.warning(
+                "url_refused",
+                sweep=request.sweep_id,
+                lane=request.lane_id,
+                job=request.job_id,
+                attempt=request.attempt,
+                kind=request.kind,
+                error=str(error),
+            )
             return wire.encode(UrlReply(error=str(error)))
 
     def _sign(self, request: UrlRequest) -> UrlReply:

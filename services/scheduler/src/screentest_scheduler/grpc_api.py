@@ -451,6 +451,38 @@ class TokenInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # grp
         return _REFUSE
 
 
+class LogInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]  # as above
+    """Every line that a call writes names the call, and the sweep or job that it is about."""
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None or not details.method.startswith(f"/{SERVICE_NAME}/") or handler.request_streaming:
+            return handler
+        rpc = details.method.rpartition("/")[2]
+        coding = {
+            "request_deserializer": handler.request_deserializer,
+            "response_serializer": handler.response_serializer,
+        }
+
+        async def answer(request: Any, context: Any) -> Any:
+            with structlog.contextvars.bound_contextvars(rpc=rpc, **_about(request)):
+                return await handler.unary_unary(request, context)
+
+        async def stream(request: Any, context: Any) -> AsyncIterator[Any]:
+            with structlog.contextvars.bound_contextvars(rpc=rpc, **_about(request)):
+                async for reply in handler.unary_stream(request, context):
+                    yield reply
+
+        if handler.response_streaming:
+            return grpc.unary_stream_rpc_method_handler(stream, **coding)
+        return grpc.unary_unary_rpc_method_handler(answer, **coding)
+
+
+def _about(request: Any) -> dict[str, str]:
+    named = {"sweep": "sweep_id", "job": "job_id"}
+    return {key: found for key, name in named.items() if (found := getattr(request, name, ""))}
+
+
 async def _refuse(_request: Any, context: Any) -> NoReturn:
     await _abort(context, Unauthenticated("the bearer token is missing or wrong; the CLI reads it from its secrets"))
 
@@ -470,7 +502,7 @@ class Server:
         with_reflection: bool,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        interceptors = [TokenInterceptor(token)] if token else []
+        interceptors = [LogInterceptor(), *([TokenInterceptor(token)] if token else [])]
         options = [
             ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
             ("grpc.so_reuseport", 0),  # two schedulers on one port would share the calls between them
