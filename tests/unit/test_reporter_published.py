@@ -15,6 +15,7 @@ from screentest.records import (
     SkippedLane,
     SweepEvent,
     SweepRecord,
+    Task,
     Weights,
 )
 from screentest_reporter import heat_map, notes, page, pareto
@@ -199,6 +200,21 @@ def test_a_prompt_whose_beats_are_shown_is_not_called_too_dense() -> None:
     assert "prompt" not in {note.topic for note in found}
 
 
+# ---- judge jobs
+
+
+def test_judge_jobs_are_no_rows_and_hold_up_no_final_report() -> None:
+    made = made_case_study.sweep()
+    state = made_case_study.state(made)
+    judge = History(replace(specs(made)[0], job_id="judge-1", task=Task.JUDGE))
+    state.apply_job_event(judge.events[0], 1000)
+    assert state.is_final and not state.is_at_rest  # it is published, and more is expected
+    assert "judge-1" not in {row.row.job_id for row in made_case_study.study(made, found=state).rows}
+    for event in judge.cancel().events[1:]:
+        state.apply_job_event(event, 1001)
+    assert state.is_at_rest
+
+
 # ---- what a person wrote
 
 
@@ -255,4 +271,5 @@ def test_path_in_words_names_only_beats_that_are_seen() -> None:
 
 def test_front_holds_what_nothing_beats_in_score_and_cost() -> None:
     assert pareto.front([(3, 5), (1, 2), (2, 1), (2, 4), (5, 5), (4, 6)]) == ((1, 2), (2, 4), (3, 5), (4, 6))
+    assert pareto.front([(1, 2), (2, 2), (1, 1)]) == ((1, 2),)  # the same score for more is no better
     assert pareto.front([]) == ()
