@@ -262,7 +262,7 @@ def test_depot_that_is_away_is_said(stack: Kept) -> None:
     assert "did not answer within" in out or "does not answer" in out
 
 
-@pytest.mark.parametrize("group", ["", "rubric", "lanes", "models"])
+@pytest.mark.parametrize("group", ["", "rubric", "lanes", "models", "depot"])
 def test_no_line_of_the_help_is_cut_off(
     group: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

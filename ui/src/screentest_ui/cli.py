@@ -109,8 +109,14 @@ def _exiting(verb: Callable[..., int | None]) -> Callable[..., None]:
     return call
 
 
+def _add(group: typer.Typer, name: str, verb: Callable[..., int | None]) -> None:
+    """With its first sentence in the list of verbs, in as many lines as it takes: what is derived there is cut off."""
+    first = " ".join((verb.__doc__ or "").split("\n\n")[0].split()).partition(". ")[0].rstrip(".")
+    group.command(name, short_help=f"{first}.")(_exiting(verb))
+
+
 for _name, _verb in _VERBS:
-    app.command(_name)(_exiting(_verb))
+    _add(app, _name, _verb)
 
 _lanes = typer.Typer(
     help="The catalogue of lanes; `doctor` examines its files.", invoke_without_command=True, no_args_is_help=False
@@ -124,19 +130,19 @@ def _list_lanes(context: typer.Context, weights_dir: cli_lanes.WeightsDir = None
         _exiting(cli_lanes.lanes)(weights_dir, json)
 
 
-_lanes.command("doctor")(_exiting(cli_lanes.doctor))
+_add(_lanes, "doctor", cli_lanes.doctor)
 app.add_typer(_lanes, name="lanes")
 
 _models = typer.Typer(help="The published weights of the lanes, on this machine.", no_args_is_help=True)
 for _name, _verb in _MODELS_VERBS:
-    _models.command(_name)(_exiting(_verb))
+    _add(_models, _name, _verb)
 app.add_typer(_models, name="models")
 
 _depot = typer.Typer(help="The bucket that holds clips, archives and reports.", no_args_is_help=True)
-_depot.command("check")(_exiting(cli_depot.check))
+_add(_depot, "check", cli_depot.check)
 app.add_typer(_depot, name="depot")
 
 _rubric = typer.Typer(help="Draft, check and approve what a prompt asks for.", no_args_is_help=True)
 for _name, _verb in _RUBRIC_VERBS:
-    _rubric.command(_name)(_exiting(_verb))
+    _add(_rubric, _name, _verb)
 app.add_typer(_rubric, name="rubric")
