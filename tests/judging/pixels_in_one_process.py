@@ -141,6 +141,14 @@ def keyframe(folder: Path) -> dict[str, Any]:
     }
 
 
+def blink(folder: Path) -> dict[str, Any]:
+    """A still scene in which something moves for three frames and comes back."""
+    random = np.random.default_rng(16)
+    scene, thing = clips.shot(clips.stage(random)), 255 - clips.texture(random, clips.HEIGHT_PX, clips.WIDTH_PX)
+    at = [60.0] * 18 + [64.0, 68.0, 64.0] + [60.0] * 19
+    return examined(clips.stacked([clips.disc_on(scene, thing, x, 70, 20) for x in at]), folder / "blink.mp4")
+
+
 def loop(folder: Path) -> dict[str, Any]:
     scene = clips.stage(np.random.default_rng(9))
     frames = [clips.shot(scene, dx=12 * np.sin(2 * np.pi * i / 23)) for i in range(24)]
@@ -169,6 +177,11 @@ def picture(folder: Path) -> dict[str, Any]:
 
 def one_frame(folder: Path) -> dict[str, Any]:
     return examined(clips.stacked(clips.panned(np.random.default_rng(13), frames=1)), folder / "one.mp4")
+
+
+def tiny_clip(folder: Path) -> dict[str, Any]:
+    random = np.random.default_rng(15)
+    return examined(clips.stacked([frame[:8, :10] for frame in clips.panned(random, frames=5)]), folder / "tiny.mp4")
 
 
 def no_video(folder: Path) -> dict[str, Any]:
@@ -243,11 +256,13 @@ CASES: Final = (
     grain_on_a_dark_wall,
     as_asked,
     keyframe,
+    blink,
     loop,
     dissolve,
     slide_show,
     picture,
     one_frame,
+    tiny_clip,
     no_video,
     absent,
     unknown_wish,

@@ -14,7 +14,7 @@ import pytest
 from screentest_runner.judging import thresholds
 from tests.integration.runner_process import ROOT, RUNNER_SOURCE, env_python
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 MUST = {
     "black": {"black"},
@@ -146,6 +146,11 @@ def test_two_stills_with_a_cut_are_frozen(cases: dict[str, Any]) -> None:
     assert cases["slide_show"]["cuts"]["times_s"] == [pytest.approx(14 / 24, abs=0.001)]
 
 
+def test_short_motion_in_a_still_scene_is_near_static(cases: dict[str, Any]) -> None:
+    """It is back where it was at the end; still it is neither frozen nor grain."""
+    assert cases["blink"]["flags"] == ["near-static"]
+
+
 def test_dissolve_is_no_motion(cases: dict[str, Any]) -> None:
     assert cases["dissolve"]["flags"] == ["dissolve"]
 
@@ -224,6 +229,11 @@ def test_picture_has_no_motion(cases: dict[str, Any]) -> None:
 def test_single_frame_is_not_frozen(cases: dict[str, Any]) -> None:
     assert cases["one_frame"]["flags"] == []
     assert cases["one_frame"]["motion"] is None
+
+
+def test_clip_too_small_for_flow_is_looked_at_frame_by_frame(cases: dict[str, Any]) -> None:
+    assert cases["tiny_clip"]["motion"] is None
+    assert cases["tiny_clip"]["picture"]["deviation"] > 0
 
 
 def test_file_without_video_is_a_result(cases: dict[str, Any]) -> None:

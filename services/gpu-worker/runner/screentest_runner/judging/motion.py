@@ -27,6 +27,7 @@ CONTRAST_SPAN = 200.0  # luma between the darkest and brightest percentile that 
 MOST_GAIN = 6.0  # more would lift grain and coding blocks into motion
 SMOOTHING_SIGMA_PX = 1.2  # what grain does to a pixel is no motion
 COHERENT_PX = 7  # motion of a thing has neighbours that move alike; that of grain has none
+SMALLEST_PX = 16  # DIS refuses less
 LIKENESS_SIDE_PX = 80  # grain averages away at this size
 
 
@@ -107,9 +108,12 @@ class Flows:
 
 
 def pairs_of(media: Media, luma: Luma, cuts: Sequence[int], flows: Flows, thresholds: Thresholds) -> tuple[Pair, ...]:
-    """Pairs an eighth of a second apart, or neighbours where frames are further apart; none across a cut."""
+    """Pairs an eighth of a second apart, or neighbours where frames are further apart; none across a cut.
+
+    None at all of a clip whose pictures are too small for flow.
+    """
     interval_s = media.interval_s
-    if interval_s is None:
+    if interval_s is None or min(luma.shape[1:]) < SMALLEST_PX:
         return ()
     step = max(1, round(thresholds.pairs.interval_s / interval_s))
     step = min(step, len(luma) - 1)
@@ -219,28 +223,26 @@ def _kind(motion: Motion, thresholds: Thresholds) -> str | None:
     """
     if _is_dissolve(motion, thresholds):
         return "dissolve"
-    is_slow = _is_below(motion, thresholds.near_static.flow_share, thresholds)
-    if is_slow and motion.drift_px < thresholds.still.drift_share * motion.short_side_px:
+    slow_share = _share_below(motion, thresholds.near_static.flow_share)
+    is_anywhere_else = motion.drift_px >= thresholds.still.drift_share * motion.short_side_px
+    if slow_share >= thresholds.still.pair_share and not is_anywhere_else:
         return "frozen" if motion.unchanged_share >= thresholds.still.pair_share else "static-with-grain"
     if motion.longest_still_share > thresholds.freeze.run_share:
         return "freezes-midway"
-    return "near-static" if is_slow else None
+    return "near-static" if slow_share >= thresholds.near_static.pair_share else None
 
 
 def _is_dissolve(motion: Motion, thresholds: Thresholds) -> bool:
     """Another picture at the end, though nothing moves: what differs within a pair is not explained by its flow."""
     limits = thresholds.dissolve
     is_other = motion.first_last < limits.likeness and motion.unexplained_share > limits.unexplained_share
-    return (
-        is_other
-        and motion.unchanged_share < thresholds.still.pair_share
-        and _is_below(motion, limits.flow_share, thresholds)
-    )
+    is_changing = motion.unchanged_share < thresholds.still.pair_share
+    return is_other and is_changing and _share_below(motion, limits.flow_share) >= thresholds.near_static.pair_share
 
 
-def _is_below(motion: Motion, flow_share: float, thresholds: Thresholds) -> bool:
-    limit_px = flow_share * motion.short_side_px
-    return bool(np.mean([px < limit_px for px in motion.moving_px]) >= thresholds.near_static.pair_share)
+def _share_below(motion: Motion, flow_share: float) -> float:
+    """Of pairs whose flow is below a share of the short side."""
+    return float(np.mean([px < flow_share * motion.short_side_px for px in motion.moving_px]))
 
 
 def _longest_run(values: Sequence[bool]) -> tuple[int, int]:
@@ -295,11 +297,16 @@ def _unique_share(media: Media, distance: int) -> float:
 
 
 def _duplicate_share(luma: Luma, thresholds: Thresholds) -> float | None:
-    """Neighbours that hardly differ, against what the others of this clip differ by. None for fewer than three."""
+    """Neighbours that hardly differ, against what the others of this clip differ by.
+
+    None for fewer than three frames, and where hardly any differ: a still scene is no doubled one.
+    """
     if len(luma) < 3:
         return None
     differences = np.array([float(cv2.absdiff(a, b).mean()) for a, b in pairwise(luma)])
     usual = float(np.percentile(differences, 75))
+    if usual < thresholds.still.difference:
+        return None
     return float((differences < thresholds.duplicates.difference_share * usual).mean())
 
 
