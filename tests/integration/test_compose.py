@@ -61,31 +61,32 @@ def lanes() -> dict[str, dict[str, Any]]:
     return {path.stem: tomllib.loads(path.read_text()) for path in paths if not path.stem.startswith("stub")}
 
 
-def is_judge(lane: dict[str, Any]) -> bool:
-    """A judge runs beside the GPU, on the device cpu-0, with whoever makes clips."""
-    return str(lane["task"]) == "judge"
+def judges() -> dict[str, dict[str, Any]]:
+    return {path.stem: tomllib.loads(path.read_text()) for path in (ROOT / "deploy/judges").glob("*.toml")}
 
 
 def of_lanes(services: dict[str, Any], prefix: str) -> dict[str, Any]:
     return {name.removeprefix(prefix): service for name, service in services.items() if name.startswith(prefix)}
 
 
-def test_every_lane_has_its_worker_its_profile_and_its_user(compose: dict[str, Any]) -> None:
+def test_every_lane_and_judge_has_its_worker_its_profile_and_its_user(compose: dict[str, Any]) -> None:
     workers = of_lanes(compose["services"], "worker-")
-    assert set(workers) == set(lanes())
+    assert set(workers) == {*lanes(), *judges()}
     for lane_id, lane in lanes().items():
-        assert workers[lane_id]["profiles"] == (
-            ["gpu", "rehearsal", "judge"] if is_judge(lane) else ["gpu", lane["task"]]
-        )
-        assert workers[lane_id]["environment"]["SCREENTEST_NATS_USER"] == f"worker-{lane_id}"
-        assert workers[lane_id]["environment"]["SCREENTEST_LANE_FILE"].endswith(f"/{lane_id}.toml")
-        assert [secret["source"] for secret in workers[lane_id]["secrets"]] == [f"nats-worker-{lane_id}"]
+        assert workers[lane_id]["profiles"] == ["gpu", lane["task"]]
+        assert workers[lane_id]["environment"]["SCREENTEST_LANE_FILE"].endswith(f"/lanes/{lane_id}.toml")
+    for judge_id, judge in judges().items():
+        assert ("rehearsal" in workers[judge_id]["profiles"]) == (judge["adapter"] == "pixels")
+        assert (workers[judge_id]["extends"]["service"] == "judge-gpu") == (judge["device"] == "gpu")
+        assert workers[judge_id]["environment"]["SCREENTEST_LANE_FILE"].endswith(f"/judges/{judge_id}.toml")
+    for worker_id, worker in workers.items():
+        assert worker["environment"]["SCREENTEST_NATS_USER"] == f"worker-{worker_id}"
+        assert [secret["source"] for secret in worker["secrets"]] == [f"nats-worker-{worker_id}"]
 
 
 @pytest.mark.parametrize("name", ["compose.cpu.yaml", "compose.spark.yaml", "compose.second-host.yaml"])
 def test_override_speaks_of_every_worker(files: dict[str, Any], name: str) -> None:
-    makers = {lane_id for lane_id, lane in lanes().items() if not is_judge(lane)}
-    assert set(of_lanes(files[name]["services"], "worker-")) == makers
+    assert set(of_lanes(files[name]["services"], "worker-")) == set(lanes())
 
 
 def test_rehearsal_has_the_lanes_of_the_demo(compose: dict[str, Any]) -> None:
@@ -128,7 +129,9 @@ def test_only_telemetry_sees_the_host_s_processes_and_workers_have_no_way_out(fi
     }
     assert worker["base"]["networks"] == ["lanes"]
     assert all("networks" not in service for name, service in worker.items() if name != "base")
-    assert all("networks" not in service for service in of_lanes(compose["services"], "worker-").values())
+    workers = of_lanes(compose["services"], "worker-")
+    # A judge that asks a server elsewhere has to reach it; it holds no model.
+    assert {name for name, service in workers.items() if "networks" in service} == {"endpoint"}
     assert all(compose["networks"][name]["internal"] for name in ("broker", "lanes", "storage", "vault", "api"))
 
 
