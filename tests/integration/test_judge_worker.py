@@ -32,6 +32,7 @@ from tests.made_clips import write_clip
 
 pytestmark = pytest.mark.slow
 
+TINY_SIGLIP = REPOSITORY / "tests" / "fixtures" / "tiny_siglip"
 PIXELS = REPOSITORY / "deploy" / "judges" / "pixels.toml"
 LIMITS = "\n[limits]\nload_s = 60\nstep_stall_s = 30\nattempt_s = 90\n"
 GIB = 2**30
@@ -311,6 +312,35 @@ async def test_judge_without_weights_is_refused_before_it_starts(
         assert outcome.failure_class is FailureClass.PREFLIGHT_REFUSED
         assert outcome.cause.startswith("the weights are not there")
         assert outcome.fix.startswith("fetch someone/siglip into ")
+
+
+async def test_embedding_judge_answers_per_window_and_survives_a_question_that_is_too_long(
+    bus: Bus, nats_server: RunningServer, tmp_path: Path, clip: bytes
+) -> None:
+    text = EMBEDDING.replace('"gpu"', '"cpu"') + MODEL + 'revision = "fixture"\n' + LIMITS
+    file = judge_file(tmp_path, "embedder", text)
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "embedder").symlink_to(TINY_SIGLIP)
+    async with judging(bus, nats_server, tmp_path, file) as worker:
+        long, good = asked_of("a", "a red circle and " * 12), asked_of("b", "a red circle", "a blue square")
+        wrong, right = worker.judge_spec(clip, long), worker.judge_spec(clip, good)
+        await worker.admit(wrong)
+        await worker.admit(right)
+        refused, outcome = await worker.outcome(wrong, within_s=90), await worker.outcome(right, within_s=90)
+        assert refused.failure_class is FailureClass.BAD_KWARGS
+        assert "element 'element-1'" in refused.cause
+        assert refused.fix == "correct the element that the cause names in the rubric, then judge the sweep again"
+        assert (outcome.failure_class, outcome.model_loads) == (None, 0), (
+            outcome.cause
+        )  # the runner is as good as before
+        assert outcome.judgement is not None
+        assert (outcome.judgement.tier, outcome.judgement.badges) == ("b", ("test judge",))
+        found = worker.judgement(outcome)
+        assert {element_id: len(row) for element_id, row in found.answers.items()} == {"element-1": 8, "element-2": 8}
+        assert "weights fixture" in found.judge_version
+        assert outcome.judgement.presence is not None
+        peaks = [max(row) for row in found.answers.values()]
+        assert outcome.judgement.presence == pytest.approx(sum(peaks) / 2)
 
 
 async def test_judge_that_does_not_fit_is_told_before_and_loads_nothing(
