@@ -19,7 +19,7 @@ export default function (component) {
 
 class Player {
   constructor(root, data, same) {
-    Object.assign(this, { root, data, same, rate: 1, flipped: -1, stretched: false, drifts: [] });
+    Object.assign(this, { root, data, same, rate: 1, flipped: -1, stretched: false, place_s: 0 });
     this.place = `screentest-player:${data.place}`;
     this.onKey = (event) => this.key(event);
     this.build();
@@ -67,7 +67,8 @@ class Player {
     const known = this.videos.filter((video) => video.duration);
     this.master = known.reduce((longest, video) => (video.duration > longest.duration ? video : longest), known[0]);
     this.setRate(this.rate);
-    this.show();
+    // A clip that comes later than the others begins where they stand.
+    if (!this.playing) this.seek(this.place_s);
   }
 
   length() {
@@ -100,6 +101,7 @@ class Player {
   }
 
   seek(at_s) {
+    this.place_s = at_s;
     const inside = Math.min(Math.max(at_s, 0), this.length());
     for (const video of this.videos) video.currentTime = video === this.master ? inside : this.wanted(video, inside);
     this.show();
@@ -211,12 +213,11 @@ class Player {
   }
 
   remember() {
-    sessionStorage.setItem(this.place, String(this.master.currentTime));
+    sessionStorage.setItem(this.place, String(this.playing ? this.master.currentTime : this.place_s));
   }
 
   restore() {
-    const at_s = Number(sessionStorage.getItem(this.place));
-    if (at_s && !this.data.pair) this.videos[0].addEventListener("loadeddata", () => this.seek(at_s), { once: true });
+    this.place_s = this.data.pair ? 0 : Number(sessionStorage.getItem(this.place));
     window.addEventListener("pagehide", () => this.remember(), { once: true });
   }
 }
