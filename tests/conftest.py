@@ -16,10 +16,11 @@ from screentest.kit.store import Store
 from screentest.records import Process
 from screentest_ui import ports, programs, servers
 
-FOLDERS = ("contract", "unit", "judging", "integration", "faults", "e2e")
+FOLDERS = ("contract", "unit", "judging", "integration", "faults", "e2e", "engine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "engine: builds and runs the containers on a Docker Engine; runs last")
     config.addinivalue_line("markers", "fault: named in tests/faults/README.md; `make faults` runs these")
 
 
@@ -30,9 +31,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if getattr(item, "originalname", item.name) in faults:
             item.add_marker(pytest.mark.fault)
 
-    def rank(item: pytest.Item) -> tuple[bool, int]:
+    def rank(item: pytest.Item) -> tuple[bool, bool, int]:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
-        return item.get_closest_marker("slow") is not None, FOLDERS.index(folder)
+        is_slow = item.get_closest_marker("slow") is not None
+        return item.get_closest_marker("engine") is not None, is_slow, FOLDERS.index(folder)
 
     items.sort(key=rank)
 
