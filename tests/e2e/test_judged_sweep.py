@@ -154,6 +154,8 @@ def test_the_table_is_in_the_true_order_with_intervals_controls_and_a_heat_map(s
     assert judge["controls"].keys() == {"wrong-prompt", "black", "frame-shuffled", "static-first-frame", "repeat"}
     assert (judge["why_greyed"], scores["scene-all-beats"]["greyed"]) == (None, None), judge
     assert scores["scene-all-beats"]["text"].endswith("controls 5/5")
+    printed = stack.ok("status", sweep_id)  # the number of the report, where a person looks first
+    assert scores["scene-all-beats"]["text"] in printed
     assert "test judge" in (stack.folder / "out" / sweep_id / "index.html").read_text()
 
 

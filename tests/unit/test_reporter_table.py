@@ -204,3 +204,16 @@ def test_steps_down_the_ladder_are_named_in_the_finding() -> None:
     row = only(history.job)
     assert row.rung == "lean"
     assert row.finding.endswith("2nd attempt; 1st: oom_denoise at resident.")
+
+
+def test_a_row_says_what_the_report_says_of_its_clip() -> None:
+    made = record([plan("wan", "Wan"), plan("ltx", "LTX")])
+    first, second = (History(spec).complete(5).job for spec in specs(made))
+    rows = table.matched(table.rows([first, second]), {first.spec.job_id: "6.3 ± 1.5, controls 5/5"})
+    assert [row.prompt_match for row in rows] == ["6.3 ± 1.5, controls 5/5", "not scored"]
+
+
+def test_a_judge_job_is_no_row() -> None:
+    [spec] = specs(record([plan("wan", "Wan")]))
+    judging = History(replace(spec, job_id="judge-clip-1", lane_id="pixels", task=Task.JUDGE)).job
+    assert [row.job_id for row in table.rows([judging, History(spec).complete(5).job])] == [spec.job_id]

@@ -6,8 +6,8 @@ earlier ones are listed under it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from screentest import folding, memory
 from screentest.records import Attempt, Job, JobState, LanePlan, Mark, MarkKind, Stamp, Task, Weights
@@ -67,8 +67,8 @@ class Row:
 def rows(jobs: Iterable[Job], plans: Iterable[LanePlan] = ()) -> tuple[Row, ...]:
     """The table of one sweep, in the order its cells were planned. ``plans``: of its record, for the smallest card.
 
-    Judge jobs are no rows. A score is in the report only: it needs the rubric and every judgement, and a client of the
-    scheduler has neither, so a completed row says ``not scored`` here.
+    Judge jobs are no rows. A completed row says ``not scored``: a score needs the rubric and every judgement, which
+    only the reporter has together. Whoever has its report adds them by ``matched``.
     """
     plan_of = {(plan.lane_id, plan.lane_digest): plan for plan in plans}
     by_cell: dict[Cell, list[Job]] = {}
@@ -79,6 +79,11 @@ def rows(jobs: Iterable[Job], plans: Iterable[LanePlan] = ()) -> tuple[Row, ...]
     tries.sort(key=lambda cell: cell[0].spec.ordinal)
     name = _Namer(by_cell)
     return tuple(_row(cell, name(cell[-1]), plan_of.get(_planned(cell[-1]))) for cell in tries)
+
+
+def matched(table: Iterable[Row], matches: Mapping[str, str]) -> tuple[Row, ...]:
+    """``matches``: by job id, what the report says of the clip."""
+    return tuple(replace(row, prompt_match=matches.get(row.job_id, row.prompt_match)) for row in table)
 
 
 def _planned(job: Job) -> tuple[str, str]:

@@ -348,12 +348,14 @@ def _wait_and_show(client: Client, sweep_id: str, cursor: str, *, as_json: bool,
 
 def _show_sweep(client: Client, sweep_id: str, *, as_json: bool, with_jobs: bool = False) -> None:
     sweep, jobs = client.get_sweep(sweep_id), client.list_jobs(sweep_id)
-    plans = sweep.record.lanes
+    rows = model_table.rows(jobs, sweep.record.lanes)
+    if sweep.scoring is not None:
+        rows = model_table.matched(rows, reportfetch.matches(client, sweep_id))
     if as_json:
-        rows = [{**printing.plain(row), "job_id": row.job_id} for row in model_table.rows(jobs, plans)]
-        printing.as_json({"sweep": sweep, "rows": rows, "jobs": jobs})
+        plain = [{**printing.plain(row), "job_id": row.job_id} for row in rows]
+        printing.as_json({"sweep": sweep, "rows": plain, "jobs": jobs})
         return
-    printing.print_model_table(model_table.rows(jobs, plans))
+    printing.print_model_table(rows)
     if with_jobs:
         printing.say("")
         printing.print_table(overview.JOB_COLUMNS, map(overview.job_line, jobs))
@@ -370,7 +372,7 @@ def _sweep_line(sweep: Sweep) -> tuple[str, ...]:
 def _sweep_state(sweep: Sweep) -> str:
     if sweep.over:
         return "over"
-    if sweep.record.spec.paused:
+    if sweep.paused:
         return "paused"
     return "running" if sweep.counts.running else "queued"
 

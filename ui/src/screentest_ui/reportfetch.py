@@ -82,6 +82,22 @@ def document(client: Client, sweep_id: str, *, wait_for_final: bool) -> Mapping[
         time.sleep(POLL_S)
 
 
+def matches(client: Client, sweep_id: str) -> dict[str, str]:
+    """How well each clip matches its prompt, by job id, as the newest report prints it; empty where there is none.
+
+    The report is the only place that has rubric and judgements together; without it nothing is scored.
+    """
+    try:
+        found = _report_json(client, sweep_id)
+    except ScreentestError:
+        return {}
+    scores = {row["job_id"]: row["score"] for row in found["rows"] if row.get("score")}
+    return {
+        job_id: f"{score['text']}, greyed" if score["greyed"] and score["score10"] is not None else score["text"]
+        for job_id, score in scores.items()
+    }
+
+
 def _rows(client: Client, sweep_id: str) -> dict[str, str]:
     """Job id to status of every cell: a report of the time before a retry has other ones."""
     return {row.job_id: row.status for row in model_table.rows(client.list_jobs(sweep_id))}

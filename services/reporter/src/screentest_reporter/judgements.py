@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import structlog
 
@@ -67,7 +67,7 @@ class Judgements:
 
     async def _judgement(self, artifact: Artifact) -> Judgement | Rubric | _Broken:
         return await self._once(
-            artifact.key, artifact.sha256, "the judgement", lambda data: judgement.from_json(data, artifact.key)
+            artifact.key, artifact.sha256, "the judgement", lambda data: _kept(judgement.from_json(data, artifact.key))
         )
 
     async def _rubric(self, ref: RubricRef) -> Judgement | Rubric | _Broken:
@@ -91,6 +91,13 @@ class Judgements:
             except (BadRequest, UnicodeDecodeError) as error:
                 return _broken(key, str(error))
         return self._read[sha256]
+
+
+def _kept(read: Judgement) -> Judgement:
+    """Without what no score is made of: the curves of ten thousand clips would fill the memory."""
+    pixels = read.pixels
+    kept = None if pixels is None else {key: pixels[key] for key in tally.MEASURED if key in pixels}
+    return replace(read, details={}, pixels=kept)
 
 
 def _broken(key: str, why: str) -> _Broken:

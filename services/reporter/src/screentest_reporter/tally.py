@@ -25,6 +25,8 @@ from screentest_reporter.votes import Preferred
 
 # Of the probe that looks at every clip as it is written: it proves a dead clip, and knows nothing of motion.
 PROBE: Final = "probe"
+# What scores need of the many things that pixels say.
+MEASURED: Final = ("flags", "thresholds_version", "camera", "file")
 NOT_MEASURED: Final = "its pixels were not measured"
 LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
