@@ -18,17 +18,17 @@ from screentest.records import (
     Task,
     Weights,
 )
-from screentest_reporter import heat_map, notes, page, pareto
-from screentest_reporter.case_study import CaseStudy
+from screentest_reporter import case_study, charts, heat_map, notes, page, pareto
+from screentest_reporter.case_study import CaseStudy, Material
 from screentest_reporter.controls import Result
-from screentest_reporter.model_table import COLUMNS, ReportRow
+from screentest_reporter.model_table import COLUMNS, Pictures, ReportRow
 from screentest_reporter.notes import Note
 from screentest_reporter.scores import JudgeVerdict, Scores
 from screentest_reporter.sweeps import SweepState
 from tests import made_case_study
 from tests.made_case_study import clip_score
 from tests.made_judgements import IN_ORDER, RUBRIC
-from tests.made_sweeps import History, failure, plan, record, specs, stamp, submitted, success
+from tests.made_sweeps import BEGAN_AT, History, failure, plan, record, specs, stamp, submitted, success
 
 # Of the published table, but for the sentences of its findings: those are made of other data here.
 PUBLISHED = (
@@ -267,6 +267,21 @@ def test_path_in_words_names_only_beats_that_are_seen() -> None:
     assert heat_map.beat_strip(parts.beats).count("<rect") == len(RUBRIC.beats) * RUBRIC.window_count
     dark = made_case_study.clip_score(made_case_study.NOTHING).score.parts
     assert dark is not None and heat_map.path_text(dark.beats) == "no beat is seen"
+
+
+def test_plots_of_thousands_of_jobs_stay_small_enough_to_draw() -> None:
+    made = record([replace(plan("a", "Lane A"), device="gpu-0")], seeds=range(1000), weights=Weights.HUB)
+    histories = [History(spec, second=3 * number).complete(3) for number, spec in enumerate(specs(made))]
+    state, _ = view(made, *histories)
+    found = Scores(clips=dict.fromkeys(list(state.jobs)[:300], clip_score(IN_ORDER)))
+    material = Material(
+        recordings={"local": made_case_study.recording(3000)}, pictures={}, keyframe=Pictures(), scores=found
+    )
+    study = case_study.build(state, material, revision=1, published_at=BEGAN_AT, epoch="epoch")
+    figures = charts.figures(study.chart, study.ledger, study.rows)
+    assert figures["timeline"]["bars"] == [["Lane A", "attempts", 0.0, 3000.0, "completed"]]
+    assert (figures["pareto_s"]["clips"], len(figures["pareto_s"]["points"])) == (300, 1)
+    assert figures["pareto_s"]["points"][0]["x"] == 3.0
 
 
 def test_front_holds_what_nothing_beats_in_score_and_cost() -> None:

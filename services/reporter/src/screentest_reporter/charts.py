@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from screentest_reporter import pareto
 from screentest_reporter.energy_ledger import Ledger
@@ -15,9 +15,12 @@ from screentest_reporter.vitals import Chart, Curve, Span
 
 # One axis for all: what happened, then what the machine said to it.
 QUANTITIES: Final = ("utilisation", "power", "temperature", "memory")
-# Above this a bar per phase cannot be seen and only makes the page heavy: a bar per attempt is drawn then.
+# Above these a single bar or point cannot be seen, and a browser draws the page for minutes: what lies side by side
+# becomes one bar, and the clips of a lane one point.
 PHASES_UP_TO: Final = 300
-BARS_UP_TO: Final = 200
+ENERGY_BARS_UP_TO: Final = 200
+POINTS_UP_TO: Final = 200
+WIDTH_PX: Final = 1000
 
 
 def figures(chart: Chart | None, ledger: Ledger, rows: Sequence[ReportRow]) -> dict[str, Any]:
@@ -32,23 +35,43 @@ def figures(chart: Chart | None, ledger: Ledger, rows: Sequence[ReportRow]) -> d
 
 
 def _timeline(chart: Chart) -> dict[str, Any]:
-    with_phases = len(chart.spans) <= PHASES_UP_TO
+    few = len(chart.spans) <= PHASES_UP_TO
+    bars = [bar for span in chart.spans for bar in _phases(span)] if few else _merged(chart)
     return {
         "duration_s": _short(chart.duration_s),
-        "bars": [bar for span in chart.spans for bar in _bars(span, with_phases)],
+        "bars": bars,
         "curves": [_curve(curve) for curve in sorted(chart.curves, key=lambda c: QUANTITIES.index(c.quantity))],
     }
 
 
-def _bars(span: Span, with_phases: bool) -> list[list[Any]]:
+def _phases(span: Span) -> list[list[Any]]:
     """[row, phase, begin_s, seconds, status]; an attempt without phases is one bar."""
-    found = [(stretch.phase, stretch.begin_s, stretch.end_s) for stretch in span.stretches] if with_phases else []
+    found = [(stretch.phase, stretch.begin_s, stretch.end_s) for stretch in span.stretches]
     if not found:
         found = [("attempt", span.begin_s, span.end_s)]
     elif found[0][1] > span.begin_s:
         found.insert(0, ("preparing", span.begin_s, found[0][1]))
     return [
         [span.label, phase, _short(begin_s), _short(end_s - begin_s), span.status] for phase, begin_s, end_s in found
+    ]
+
+
+def _merged(chart: Chart) -> list[list[Any]]:
+    """As `_phases`, with attempts of one lane and one ending joined where less than a pixel lies between them."""
+    pixel_s = chart.duration_s / WIDTH_PX
+    open_bars: dict[tuple[str, str], list[float]] = {}
+    done: list[tuple[tuple[str, str], list[float]]] = []
+    for span in sorted(chart.spans, key=lambda span: span.begin_s):
+        key = (span.label, span.status)
+        bar = open_bars.get(key)
+        if bar is not None and span.begin_s - bar[1] < pixel_s:
+            bar[1] = max(bar[1], span.end_s)
+        else:
+            open_bars[key] = bar = [span.begin_s, span.end_s]
+            done.append((key, bar))
+    return [
+        [label, "attempts", _short(begin_s), _short(end_s - begin_s), status]
+        for (label, status), (begin_s, end_s) in done
     ]
 
 
@@ -67,7 +90,7 @@ def _curve(curve: Curve) -> dict[str, Any]:
 
 def _energy(ledger: Ledger) -> dict[str, Any] | None:
     """Stacked bars, one a try; what is between the phases is the rest of the attempt's number."""
-    entries = [entry for entry in ledger.entries if entry.wh is not None][:BARS_UP_TO]
+    entries = [entry for entry in ledger.entries if entry.wh is not None][:ENERGY_BARS_UP_TO]
     if not entries:
         return None
     rest = [(entry.wh or 0.0) - sum(wh or 0.0 for wh in entry.by_phase.values()) for entry in entries]
@@ -81,12 +104,14 @@ def _energy(ledger: Ledger) -> dict[str, Any] | None:
     }
 
 
-def _pareto(rows: Sequence[ReportRow], cost: str) -> dict[str, Any] | None:
-    known = [(getattr(point, cost), point) for point in pareto.points(rows)]
-    shown = [(value, point) for value, point in known if value is not None]
+def _pareto(rows: Sequence[ReportRow], cost: Literal["seconds", "wh"]) -> dict[str, Any] | None:
+    clips = [point for point in pareto.points(rows) if cost == "seconds" or point.wh is not None]
+    points = clips if len(clips) <= POINTS_UP_TO else pareto.lane_means(clips)
+    shown = [(point.seconds if cost == "seconds" else point.wh or 0.0, point) for point in points]
     if not shown:
         return None
     return {
+        "clips": len(clips),
         "points": [
             {
                 "model": point.model,

@@ -342,7 +342,7 @@ function makePlayer(root) {
 
 const PHASE_COLOURS = {
   preparing: "#8d99ae", loading: "#5b7db1", encoding_prompt: "#7b6cb3", denoising: "#c2702a",
-  decoding: "#2f8f83", encoding: "#a3667a", uploading: "#9a8c3c", attempt: "#5b7db1", "between phases": "#b8b5ac",
+  decoding: "#2f8f83", encoding: "#a3667a", uploading: "#9a8c3c", attempt: "#5b7db1", attempts: "#5b7db1", "between phases": "#b8b5ac",
 };
 const SERIES_COLOURS = ["#c2702a", "#2f8f83", "#7b6cb3", "#5b7db1", "#a3667a", "#9a8c3c", "#8d99ae", "#4d7c3a"];
 
