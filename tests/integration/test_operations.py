@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from screentest import artifacts
 from screentest.errors import NotFound
-from screentest.records import ArtifactKind, JobState
-from screentest_ui import cli
+from screentest.records import ArtifactKind, JobState, Requested, SweepSpec, Weights
+from screentest_ui import cli, draining
 from screentest_ui.cli_sweeps import past_events
 from screentest_ui.home import Home, client_environment
 from tests.integration.test_stack import ROOT, SCREENTEST, Stack, environment, processes_of, wait_for
@@ -52,6 +56,31 @@ class Kept(Stack):
         with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as response:
             return str(response.read().decode())
 
+    def begin(self, *seeds: int) -> str:
+        """A sweep, submitted by a program: every command costs a second of an interpreter's start."""
+        spec = SweepSpec(
+            title="A disc",
+            prompts=("a disc moves",),
+            lane_ids=("stub",),
+            seeds=seeds,
+            weights=Weights.MINIATURE,
+            requested=Requested(num_frames=9),
+        )
+        with self.client() as client:
+            return str(client.submit_sweep(spec, request_id=f"seeds {seeds}").sweep.record.sweep_id)
+
+    def settle(self, sweep_id: str) -> None:
+        with self.client() as client:
+            wait_for(lambda: client.get_sweep(sweep_id).settled is not None, 60)
+
+    def drain(self, reason: str) -> None:
+        with self.client() as client:
+            client.drain("local", "cpu-0", reason=reason)
+
+    def undrain(self) -> None:
+        with self.client() as client:
+            client.undrain("local", "cpu-0")
+
     def completed(self, sweep_id: str) -> int:
         with self.client() as client:
             return sum(job.state is JobState.COMPLETED for job in client.list_jobs(sweep_id))
@@ -64,7 +93,12 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
     lanes.mkdir()
     text = (ROOT / "deploy" / "lanes" / "stub.toml").read_text()
     (lanes / "stub.toml").write_text(text.replace("work_s = 2.0", f"work_s = {WORK_S}"))
-    stack = Kept(folder=folder, home=Home(folder / "home"), settings={"SCREENTEST_LANES_DIR": str(lanes)})
+    settings = {
+        "SCREENTEST_LANES_DIR": str(lanes),
+        "SCREENTEST_ARCHIVE_AFTER_S": "1",
+        "SCREENTEST_ARCHIVE_EVERY_S": "0.5",
+    }
+    stack = Kept(folder=folder, home=Home(folder / "home"), settings=settings)
     try:
         stack.start("1.0")
         yield stack
@@ -75,10 +109,9 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kept]:
 
 def test_running_sweep_survives_an_upgrade(stack: Kept) -> None:
     """Drain, stop all, start all with other code, undrain: every job ends once, and none is lost to the restart."""
-    sweep_id = stack.submit(seeds=range(10))
-    with stack.client() as client:  # on a loaded machine all jobs end before a command of ours has started
-        wait_for(lambda: stack.completed(sweep_id) > 0)
-        client.drain("local", "cpu-0", reason="upgrade to 2.0")
+    sweep_id = stack.begin(*range(10))
+    wait_for(lambda: stack.completed(sweep_id) > 0)
+    stack.drain("upgrade to 2.0")  # on a loaded machine all jobs end before a command has started
     told = stack.ok("drain", "cpu-0", "--wait")
     assert told == "local/cpu-0 takes no further job: upgrade to 2.0\n"
     before = stack.completed(sweep_id)
@@ -93,8 +126,8 @@ def test_running_sweep_survives_an_upgrade(stack: Kept) -> None:
     assert "GPU drained: upgrade to 2.0" in waiting
     assert stack.completed(sweep_id) == before
 
-    stack.ok("undrain", "cpu-0")
-    stack.ok("watch", sweep_id)
+    assert stack.ok("undrain", "cpu-0") == "local/cpu-0 takes jobs again\n"
+    stack.settle(sweep_id)
     with stack.client() as client:
         jobs = client.list_jobs(sweep_id)
     assert [job.state for job in jobs] == [JobState.COMPLETED] * 10
@@ -102,7 +135,7 @@ def test_running_sweep_survives_an_upgrade(stack: Kept) -> None:
 
 
 def test_numbers_are_served_by_scheduler_telemetry_and_worker(stack: Kept) -> None:
-    stack.ok("watch", stack.submit(seeds=(101,)))
+    stack.settle(stack.begin(101))
     scheduler = stack.scrape("scheduler")
     assert 'screentest_attempts_total{class="completed",lane="stub"}' in scheduler
     assert 'screentest_phase_seconds_bucket{lane="stub",le="+Inf",phase="denoising"}' in scheduler
@@ -111,13 +144,13 @@ def test_numbers_are_served_by_scheduler_telemetry_and_worker(stack: Kept) -> No
 
 
 def test_status_of_everything_names_every_part(stack: Kept) -> None:
-    stack.ok("drain", "cpu-0")
-    sweep_id = stack.submit(seeds=(201, 202))
+    stack.drain("a look around")
+    sweep_id = stack.begin(201, 202)
     try:
         out = stack.ok("status", "--all")
         found = json.loads(stack.ok("status", "--all", "--json"))
     finally:
-        stack.ok("undrain", "cpu-0")
+        stack.undrain()
     assert "/screentest: answers" in out
     for stream in ("EVENTS", "JOBS", "VITALS"):
         assert f"\n{stream}\t" in out
@@ -126,7 +159,7 @@ def test_status_of_everything_names_every_part(stack: Kept) -> None:
     assert len(job_ids) == 2
     assert all(f"\n{job_id}\tstub\t" in out for job_id in job_ids)
     assert found["servers"]["version"] == stack.settings["SCREENTEST_VERSION"]
-    stack.ok("watch", sweep_id)
+    stack.settle(sweep_id)
     table = stack.ok("status", sweep_id, "--all")
     assert all(f"\n{job_id}\tstub\t" in table for job_id in job_ids)
 
@@ -141,23 +174,24 @@ def test_unknown_device_is_told_with_those_that_there_are(stack: Kept) -> None:
 
 
 def test_second_drain_keeps_the_first_reason(stack: Kept) -> None:
-    stack.ok("drain", "cpu-0", "--reason", "the fan is loud")
+    stack.drain("the fan is loud")
     try:
-        assert "the fan is loud" in stack.ok("drain", "cpu-0", "--reason", "another")
+        with stack.client() as client:
+            assert client.drain("local", "cpu-0", reason="another").drained_reason == "the fan is loud"
     finally:
-        stack.ok("undrain", "cpu-0")
+        stack.undrain()
 
 
 def test_retry_says_which_seed_it_tries_again(stack: Kept) -> None:
-    stack.ok("drain", "cpu-0")
-    sweep_id = stack.submit(seeds=(301,))
-    stack.ok("cancel", sweep_id)
-    stack.ok("undrain", "cpu-0")
-    stack.ok("watch", sweep_id)
+    stack.drain("to cancel what waits")
+    sweep_id = stack.begin(301)
+    with stack.client() as client:
+        client.cancel_sweep(sweep_id)
+    stack.undrain()
+    stack.settle(sweep_id)
     line = stack.ok("retry", sweep_id, "--failed").strip()
     assert line.startswith("Stub, seed 301: ")
     assert "tries" in line
-    stack.ok("watch", sweep_id)
 
 
 def logged(stack: Kept, *services: str) -> list[dict[str, object]]:
@@ -167,8 +201,8 @@ def logged(stack: Kept, *services: str) -> list[dict[str, object]]:
 
 
 def test_every_line_about_an_attempt_names_it_whole(stack: Kept) -> None:
-    sweep_id = stack.submit(seeds=(501,))
-    stack.ok("watch", sweep_id)
+    sweep_id = stack.begin(501)
+    stack.settle(sweep_id)
     with stack.client() as client:
         [job] = client.list_jobs(sweep_id)
         wait_for(lambda: any(line["event"] == "report_published" for line in logged(stack, "reporter")))
@@ -225,11 +259,11 @@ def test_examples_of_the_client_do_what_they_say(stack: Kept) -> None:
 
 
 def test_backup_of_a_running_stack_comes_back_and_its_sweep_goes_on(stack: Kept, tmp_path: Path) -> None:
-    sweep_id = stack.submit(seeds=range(401, 405))
+    sweep_id = stack.begin(*range(401, 405))
+    wait_for(lambda: stack.completed(sweep_id) > 0)
+    stack.drain("a backup")
     with stack.client() as client:
-        wait_for(lambda: stack.completed(sweep_id) > 0)
-        client.drain("local", "cpu-0", reason="a backup")
-    stack.ok("drain", "cpu-0", "--wait")
+        draining.wait_until_idle(client, "local", "cpu-0", note=lambda _line: None)
     before = stack.completed(sweep_id)
     told = stack.ok("backup", "kept-safe")
     assert told.startswith("kept-safe: ")
@@ -241,12 +275,12 @@ def test_backup_of_a_running_stack_comes_back_and_its_sweep_goes_on(stack: Kept,
         assert "objects are back" in other.ok("restore-backup", "kept-safe")
         other.start("3.0")
         assert other.completed(sweep_id) == before < 4
-        other.ok("undrain", "cpu-0")
-        other.ok("watch", sweep_id)
+        other.undrain()
+        other.settle(sweep_id)
         assert "4 clips" in other.ok("report", sweep_id)
     finally:
         other.run("down")
-        stack.ok("undrain", "cpu-0")
+        stack.undrain()
     assert processes_of(other.home) == []
 
 
@@ -260,6 +294,33 @@ def test_depot_that_is_away_is_said(stack: Kept) -> None:
     finally:
         subprocess.run(["kill", "-CONT", str(depot.pid)], check=True)
     assert "did not answer within" in out or "does not answer" in out
+
+
+def test_report_says_which_clip_has_expired(stack: Kept) -> None:
+    sweep_id = stack.begin(601)
+    stack.settle(sweep_id)
+
+    def row() -> dict[str, Any]:
+        """Of the published report; empty before there is one."""
+        try:
+            with stack.client() as client:
+                found = client.get_artifact(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="report.json")
+            return dict(json.loads(artifacts.read(found.url, found.artifact.key))["rows"][0])
+        except NotFound:
+            return {}
+
+    wait_for(lambda: bool(row().get("sheet")), 60)
+    assert row()["picture_error"] is None
+    os.kill(stack.pid("scheduler"), signal.SIGKILL)
+    stack.settings["SCREENTEST_CLIPS_KEPT_S"] = "0"
+    stack.start("2.1")
+    wait_for(lambda: "clip expired on" in (row().get("picture_error") or ""), 60)
+    assert row()["sheet"]
+    told = stack.run("report", sweep_id)
+    assert "any more: clip expired on" in told.stdout + told.stderr
+    page = (stack.folder / "out" / sweep_id / "index.html").read_text()
+    assert "The clip cannot be shown: clip expired on" in page
+    assert "1 clip of this sweep has expired" in page
 
 
 @pytest.mark.parametrize("group", ["", "rubric", "lanes", "models", "depot"])

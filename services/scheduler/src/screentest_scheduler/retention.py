@@ -81,7 +81,12 @@ class Retention:
                 await self._store.remove(key)
             log.info("clips_expired", sweep=sweep_id, clips=len(keys))
         if known is not None and not known.is_told:
-            text = f"{len(known.keys)} clips of this sweep have expired and were removed on {known.at:%Y-%m-%d}"
-            await self._journal.say(sweep_id, FindingEdited(row=NOTE, text=f"{text}; their pictures stay.", by=BY))
+            await self._journal.say(sweep_id, FindingEdited(row=NOTE, text=_words(known), by=BY))
             await expiry.write(self._store, sweep_id, replace(known, is_told=True))
         self._done[sweep_id] = self._ledger.sweep(sweep_id).sequence
+
+
+def _words(known: Expiry) -> str:
+    count = len(known.keys)
+    clips = "1 clip of this sweep has" if count == 1 else f"{count} clips of this sweep have"
+    return f"{clips} expired, removed on {known.at:%Y-%m-%d}. The pictures stay."
