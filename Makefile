@@ -20,13 +20,13 @@ ENV_STAMPS := $(ENVS:%=.venvs/%/.installed)
 
 # Typed strictly: the contract, the pure modules of the services, and the command line.
 TYPED := proto/src/screentest \
-	$(addprefix services/scheduler/src/screentest_scheduler/,admission.py archiving.py followups.py forecast.py ladder.py \
-		lessons.py planning.py transitions.py) \
+	$(addprefix services/scheduler/src/screentest_scheduler/,admission.py archiving.py followups.py forecast.py \
+		judge_costs.py judge_planning.py ladder.py lessons.py planning.py transitions.py) \
 	$(addprefix services/gpu-worker/src/screentest_worker/,admission.py device_memory.py doctor.py findings.py \
-		model_env.py outcome.py pipeline_call.py pipeline_rules.py preflight.py rung.py signature.py tensor_header.py \
+		judge_preflight.py judgements.py model_env.py outcome.py pipeline_call.py pipeline_rules.py preflight.py rung.py signature.py tensor_header.py \
 		trials.py weights_folder.py weights_layout.py) \
-	$(addprefix services/reporter/src/screentest_reporter/,answer_noise.py controls.py energy.py finding.py model_table.py \
-		ranking.py scoring.py vitals.py) \
+	$(addprefix services/reporter/src/screentest_reporter/,answer_noise.py controls.py energy.py energy_ledger.py finding.py \
+		heat_map.py model_table.py narrative.py notes.py pareto.py ranking.py scores.py scoring.py tally.py vitals.py votes.py) \
 	ui/src/screentest_ui
 
 PROJECTS := pyproject.toml $(wildcard */pyproject.toml services/*/pyproject.toml services/*/*/pyproject.toml)

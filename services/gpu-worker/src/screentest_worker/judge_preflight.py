@@ -118,7 +118,7 @@ def _settings(judge: JudgeLane) -> Iterator[Problem]:
 
 def _weights(facts: Facts) -> Iterator[Problem]:
     if facts.judge.model is not None and facts.weights is not None:
-        fetch = f"fetch {facts.judge.model.repo} into {facts.weights.path}"
+        fetch = f"run `screentest models pull {facts.judge.id}`"
         yield from weights_layout.checkpoint_problems(facts.weights, fetch)
 
 

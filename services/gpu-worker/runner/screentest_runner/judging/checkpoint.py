@@ -24,7 +24,7 @@ def folder_of(load: dict[str, Any]) -> Path:
     """The checkpoint of a Load. Raises AttemptFailure(layout) that says what is missing."""
     judge = load["lane"]["id"]
     if not load.get("weights_dir"):
-        raise _layout(f"judge {judge!r} has no weights: fetch them with `screentest models fetch {judge}`")
+        raise _layout(f"judge {judge!r} has no weights: fetch them with `screentest models pull {judge}`")
     folder = Path(load["weights_dir"])
     if not (folder / "config.json").is_file():
         raise _layout(f"judge {judge!r}: no file named config.json in {folder.name}; fetch the checkpoint again")
