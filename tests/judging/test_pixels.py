@@ -239,7 +239,7 @@ def test_clip_too_small_for_flow_is_looked_at_frame_by_frame(cases: dict[str, An
 def test_file_without_video_is_a_result(cases: dict[str, Any]) -> None:
     found = cases["no_video"]
     assert found["flags"] == ["no-frames"]
-    assert "Invalid data" in found["file"]["error"]
+    assert found["file"]["error"] == "Invalid data found when processing input"
     assert found["picture"] is None
 
 

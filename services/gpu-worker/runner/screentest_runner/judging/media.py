@@ -75,7 +75,8 @@ def read(path: Path, *, longest_side_px: int = LONGEST_SIDE_PX, most_frames: int
         with av.open(str(path)) as container:
             reading.all_of(container)
     except (av.FFmpegError, OSError, ValueError) as error:
-        reading.error = str(error) or type(error).__name__
+        # without the name of a file that was only fetched for this: the words go into the report
+        reading.error = getattr(error, "strerror", None) or str(error) or type(error).__name__
     return reading.media()
 
 
