@@ -102,8 +102,9 @@ secrets: bootstrap ## Make the missing passwords, keys and tokens, and the .env 
 	@# Containers run as the person who may read the secrets; root gives them to an ordinary user.
 	@uid=$$(id -u); gid=$$(id -g); [ "$$uid" != 0 ] || { uid=1000; gid=1000; chown -R 1000:1000 .state/secrets; }; \
 		mkdir -p .state/models; [ -e .env ] || { \
-		[ -e /dev/nvidiactl ] && profile=gpu || profile=rehearsal; \
-		printf 'SCREENTEST_UID=%s\nSCREENTEST_GID=%s\nCOMPOSE_PROFILES=%s\n' "$$uid" "$$gid" "$$profile" > .env; \
+		[ -e /dev/nvidiactl ] && { profile=gpu; devices=gpu-0,cpu-0; } || { profile=rehearsal; devices=cpu-0; }; \
+		printf 'SCREENTEST_UID=%s\nSCREENTEST_GID=%s\nCOMPOSE_PROFILES=%s\nSCREENTEST_DEVICES=%s\n' \
+			"$$uid" "$$gid" "$$profile" "$$devices" > .env; \
 		echo "docker compose will run as $$uid:$$gid with the profile $$profile (.env)"; }
 
 .PHONY: certs
