@@ -20,8 +20,8 @@ ROOT = Path(__file__).parents[2]
 FRAMES = 25
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
-# Every video of the page, played to its end at four times the speed; what each came to.
-PLAY_ALL = """async () => Promise.all([...document.querySelectorAll('video')].map(video => new Promise(resolve => {
+# Every clip of the page, played to its end at four times the speed; what each came to.
+PLAY_ALL = """async () => Promise.all([...document.querySelectorAll('.card video')].map(video => new Promise(resolve => {
   video.muted = true;
   video.playbackRate = 4;
   video.addEventListener('ended', () => resolve('ended'));
