@@ -21,7 +21,8 @@ FRAMES = 25
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 
 # Every clip of the page, played to its end at four times the speed; what each came to.
-PLAY_ALL = """async () => Promise.all([...document.querySelectorAll('.card video')].map(video => new Promise(resolve => {
+PLAY_ALL = """async () => Promise.all(
+  [...document.querySelectorAll('.card video')].map(video => new Promise(resolve => {
   video.muted = true;
   video.playbackRate = 4;
   video.addEventListener('ended', () => resolve('ended'));
