@@ -296,6 +296,23 @@ async def test_an_old_sweep_is_judged_by_a_new_rubric_and_its_old_questions_are_
         assert requests[0].by == "a person"
 
 
+async def test_the_rubric_of_a_prompt_can_be_read_again(scheduler: Scheduler) -> None:
+    edited = replace(drafting.draft(PROMPT), source="author")
+
+    def read() -> str:
+        with scheduler.client() as client:
+            ref = client.upload_rubric(rubric.to_json(edited).encode(), prompt=PROMPT)
+            sweep_id = client.submit_sweep(spec(rubrics=(ref,)), request_id="read").sweep.record.sweep_id
+            with pytest.raises(NotFound, match="there are: 0"):
+                client.get_artifact(kind=ArtifactKind.RUBRIC, sweep_id=sweep_id, name="7")
+            found = client.get_artifact(kind=ArtifactKind.RUBRIC, sweep_id=sweep_id, name="0")
+            assert found.artifact.sha256 == ref.sha256
+            with urllib.request.urlopen(found.url) as reply:
+                return str(reply.read().decode())
+
+    assert rubric.from_json(await asyncio.to_thread(read), "depot") == edited
+
+
 async def test_cancelling_a_sweep_cancels_its_judge_jobs_and_no_controls_follow(
     scheduler: Scheduler, worker: HandWorker, bus: Bus, depot: Depot
 ) -> None:

@@ -455,7 +455,10 @@ class Client:
     def get_artifact(
         self, *, kind: ArtifactKind, job_id: str | None = None, sweep_id: str | None = None, name: str = ""
     ) -> ArtifactUrl:
-        """A job's clip, judgement, log or manifest, or one file of a sweep's report (``name`` empty = index.html)."""
+        """A job's clip, judgement, log or manifest, or of a sweep one file of its report or the rubric of a prompt.
+
+        ``name``: of the report's file, empty = index.html; of a rubric the prompt's index.
+        """
         if (job_id is None) == (sweep_id is None):
             raise BadRequest("name either a job (clip, log, manifest) or a sweep (report)")
         request = scheduler_pb2.GetArtifactRequest(kind=cast("Any", enum_number(kind)), name=name)

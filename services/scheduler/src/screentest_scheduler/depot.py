@@ -132,6 +132,22 @@ class Depot:
         )
         return artifact, self._store.get_url(key)
 
+    def rubric(self, sweep_id: str, name: str) -> tuple[Artifact, SignedUrl]:
+        """What a sweep's prompt is judged by; ``name``: the prompt's index. NotFound where it has no rubric."""
+        rubrics = {str(ref.prompt_index): ref for ref in self._ledger.sweep(sweep_id).record.rubrics}
+        ref = rubrics.get(name)
+        if ref is None:
+            known = ", ".join(rubrics) or "none"
+            raise NotFound(f"sweep {sweep_id} has no rubric {name!r}; by the index of their prompt there are: {known}")
+        artifact = Artifact(
+            kind=ArtifactKind.RUBRIC,
+            key=ref.key,
+            sha256=ref.sha256,
+            size_bytes=ref.size_bytes,
+            content_type=objects.content_type(ArtifactKind.RUBRIC),
+        )
+        return artifact, self._store.get_url(ref.key)
+
 
 def _readable(spec: JobSpec, request: UrlRequest) -> str:
     """Key of what this job's worker may read, empty where it wants to put. NotFound for what the job does not have."""

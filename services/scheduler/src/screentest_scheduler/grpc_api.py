@@ -322,6 +322,8 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
                 case "job_id":
                     kind = wire.enum_member(request.kind, ArtifactKind)
                     artifact, signed = await self._depot.job_artifact(request.job_id, kind)
+                case "sweep_id" if wire.enum_member(request.kind, ArtifactKind) is ArtifactKind.RUBRIC:
+                    artifact, signed = self._depot.rubric(request.sweep_id, request.name)
                 case "sweep_id":
                     artifact, signed = await self._depot.report_file(request.sweep_id, request.name)
                 case _:
