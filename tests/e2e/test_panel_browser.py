@@ -54,7 +54,7 @@ PAGES = {
     "sweeps?sweep=night-tram&view=Judge+again": "[data-testid=stButton]:has-text('Show what it costs')",
     "vitals": "canvas, svg.marks",
     "vitals?sweep=night-tram": "canvas, svg.marks",
-    "lanes": "text=1 judge",
+    "lanes": "[data-testid=stDataFrame] canvas",
     "report": "[data-testid=stAlert]",
 }
 SETTLE_MS = 300  # the parts that are drawn side by side with the last one
@@ -150,10 +150,10 @@ def test_every_page_opens_fits_and_runs_no_text_of_a_person(
         with panel_of(address, tmp_path / "panel.log") as url:
             screen = {"width": width, "height": height}
             context = browser.new_context(viewport=screen, color_scheme=scheme)  # type: ignore[arg-type]
+            page = context.new_page()
+            dialogs: list[str] = []
+            page.on("dialog", lambda dialog, seen=dialogs: (seen.append(dialog.message), dialog.dismiss()))
             for name, last in PAGES.items():
-                page = context.new_page()
-                dialogs: list[str] = []
-                page.on("dialog", lambda dialog, seen=dialogs: (seen.append(dialog.message), dialog.dismiss()))
                 hosts = open_page(page, f"{url}/{name}", last)
                 keep_picture(page, f"{name or 'submit'}-{width}-{scheme}")
                 assert page.get_by_test_id("stException").count() == 0, name
@@ -162,7 +162,6 @@ def test_every_page_opens_fits_and_runs_no_text_of_a_person(
                 assert dialogs == []
                 assert is_dark(page) == (scheme == "dark"), name
                 assert set(hosts) == {"127.0.0.1"}, name
-                page.close()
             context.close()
 
 

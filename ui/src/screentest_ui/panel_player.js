@@ -33,6 +33,7 @@ class Player {
     row("clips").replaceChildren(...this.data.clips.map((clip, index) => this.figure(clip, index)));
     row("answers").hidden = !this.data.pair;
     row("transport").hidden = this.data.pair;
+    for (const part of this.root.querySelectorAll(".of-several")) part.hidden = this.data.clips.length < 2;
     this.videos = [...this.root.querySelectorAll("video")];
     this.master = this.videos[0];
     this.scrub = row("scrub");

@@ -23,8 +23,8 @@ _HTML = """
     <span class="clock" aria-live="off"></span>
     <select class="rate" aria-label="Speed"><option value="0.25">0.25x</option><option value="0.5">0.5x</option>
       <option value="1" selected>1x</option></select>
-    <button data-do="flip" type="button" aria-label="Show one clip at a time">A/B</button>
-    <label><input class="stretch" type="checkbox"> same length</label>
+    <button class="of-several" data-do="flip" type="button" aria-label="Show one clip at a time">A/B</button>
+    <label class="of-several"><input class="stretch" type="checkbox"> same length</label>
     <span class="keys"><kbd>K</kbd> play <kbd>,</kbd> <kbd>.</kbd> frame <kbd>F</kbd> A/B <kbd>0</kbd> start</span>
   </div>
   <div class="answers">

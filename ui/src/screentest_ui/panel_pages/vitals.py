@@ -120,7 +120,7 @@ def span_chart(found: Sequence[Span], domain: Domain) -> altair.Chart:
             color=altair.Color(
                 "status:N",
                 title=None,
-                legend=altair.Legend(orient="top"),
+                legend=altair.Legend(orient="top", columns=2),  # fits a phone
                 scale=altair.Scale(domain=list(SPAN_COLOURS), range=list(SPAN_COLOURS.values())),
             ),
             tooltip=["job:N", "attempt:Q", "status:N", altair.Tooltip("from:T", format="%H:%M:%S")],
