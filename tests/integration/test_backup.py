@@ -97,6 +97,7 @@ async def test_everything_comes_back_into_empty_servers(
     await fill(bus, store)
     done = await made(bus, store, tmp_path / "b")
     assert (done.messages, done.objects, done.copied, done.problems) == (300, len(OBJECTS), len(OBJECTS), ())
+    assert (tmp_path / "b").stat().st_mode & 0o077 == 0
 
     again = await restored(other_bus, other_store, tmp_path / "b")
     assert (again.messages, again.copied) == (300, len(OBJECTS))

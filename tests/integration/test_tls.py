@@ -72,6 +72,19 @@ def test_beyond_loopback_calls_are_encrypted_and_the_server_proves_itself(
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
+def test_command_finds_an_exposed_scheduler_by_its_settings(exposed: TlsScheduler, tmp_path: Path) -> None:
+    command = [str(Path(sys.executable).parent / "screentest"), "status", "--json"]
+    environment = {
+        **os.environ,
+        "SCREENTEST_HOME": str(tmp_path / "empty"),
+        "SCREENTEST_GRPC_ADDRESS": exposed.address,
+        "SCREENTEST_GRPC_TOKEN_FILE": exposed.environment["SCREENTEST_GRPC_TOKEN_FILE"],
+        "SCREENTEST_GRPC_CA_FILE": str(exposed.ca),
+    }
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "[]\n"), done.stderr
+
+
 def test_scheduler_refuses_to_be_exposed_without_tls(scheduler: Scheduler, tmp_path: Path) -> None:
     scheduler.kill()
     scheduler.environment["SCREENTEST_GRPC_ADDRESS"] = "0.0.0.0:0"

@@ -87,8 +87,9 @@ class Contents:
     """Files by their sha256."""
 
     def __init__(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)  # prompts and clips are nobody else's
         self._folder = folder / CONTENTS
-        self._folder.mkdir(parents=True, exist_ok=True)
+        self._folder.mkdir(exist_ok=True)
 
     def path(self, sha256: str) -> Path:
         return self._folder / sha256[:2] / sha256
