@@ -45,14 +45,16 @@ class Eyes:
     def __init__(self, folder: str) -> None:
         self._encoder = Encoder({"lane": {"id": MODEL}, "weights_dir": folder}, dtype="float32", device="cpu")
         self._lock = Lock()
-        # what a server with a prefix cache keeps: pictures and texts, never an answer
+        # what a server with a prefix cache keeps: pictures, never an answer
         self._picture = lru_cache(4096)(self._encoded)
-        self._texts = lru_cache(1024)(lambda text: self._encoder.texts([form.format(text) for form in TEMPLATES]))
 
     def p(self, text: str, urls: tuple[str, ...]) -> float:
         with self._lock:
             pictures = np.concatenate([self._picture(url) for url in urls])
-            logits = self._encoder.logits(self._texts(text), pictures).mean(axis=0)
+            phrases = [template.format(text) for template in TEMPLATES]
+            if new := self._encoder.unread(phrases):
+                self._encoder.read(new)
+            logits = self._encoder.logits(self._encoder.texts(phrases), pictures).mean(axis=0)
         return 1 / (1 + math.exp(-float(logits.max())))
 
     def _encoded(self, url: str) -> np.ndarray:

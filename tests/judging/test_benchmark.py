@@ -114,7 +114,7 @@ def special_requests(folder: Path) -> list[Asked]:
         asked_of(story, "controls", path, rubric, other=other),
         asked_of(story, "other kinds", path, replace(rubric, elements=(*rubric.elements, *odd))),
         asked_of(story, "too long", path, replace(rubric, elements=(long, *rubric.elements[1:]))),
-        asked_of(story, "cancelled", path, rubric, cancel_after=2),
+        asked_of(story, "cancelled", path, rubric, cancel_after=1),
         asked_of(story, "no frames", truncated, rubric),
         asked_of(story, "keyframe", picture, rubric, purpose="keyframe", windows=1),
         asked_of(story, "controls without another prompt", path, rubric, purpose="controls"),
@@ -244,7 +244,9 @@ def test_part_is_that_of_a_test_judge(bench: Bench) -> None:
 
 def test_same_clip_gets_the_same_answers(bench: Bench) -> None:
     (again,), (first,) = bench.of("again", STORIES[:1]), bench.of("all-beats", STORIES[:1])
-    assert again.part == first.part
+    assert again.part["answers"] == first.part["answers"]
+    assert again.part["details"] == first.part["details"]
+    assert again.part["calls"] < first.part["calls"], "texts are read once"
 
 
 def test_progress_ends_where_it_said(bench: Bench) -> None:
@@ -289,8 +291,7 @@ def verdict_of(reference: Asked, asked: Asked) -> controls.Verdict:
 def test_answers_of_controls_are_those_of_the_clip_asked_again(bench: Bench) -> None:
     (reference,), (asked,) = bench.of("all-beats", STORIES[:1]), bench.of("controls", STORIES[:1])
     assert asked.part["answers"] == reference.part["answers"]
-    assert asked.part["calls"] == 5 * reference.part["calls"]
-    assert asked.part["told"][-1] == [asked.part["calls"]] * 2
+    assert asked.part["calls"] == len(asked.part["told"])
 
 
 def test_controls_without_another_prompt_are_refused(bench: Bench) -> None:

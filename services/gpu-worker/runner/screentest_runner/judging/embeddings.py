@@ -58,6 +58,7 @@ FRAMES_PER_WINDOW: Final = 2
 # An embedding of a picture binds no subject to an act, knows no "not", and no motion.
 LEFT_OUT: Final = frozenset({"relation", "negative", "camera"})
 BATCH: Final = 16
+MOST_KNOWN: Final = 4096  # phrases; a rubric has 200 of them with its swaps
 # Where an answer is 0.5, and how many logits it takes to be sure: design choices until people's ratings replace them.
 # What is absent lies at 0 and must say nearly nothing. With 2 and 2 it said 0.27, so black clips and other prompts got
 # 3 to 5 of 10; the test judge sees what is there at 7 to 10.
@@ -152,17 +153,22 @@ class _Work:
         self._encoder.check_lengths(texts)
         phrases = [template.format(text) for text in texts for template in TEMPLATES]
         pictures = [frame for window in shown for frame in window.frames]
-        total = math.ceil(len(phrases) / BATCH) + math.ceil(len(pictures) / BATCH)
-        of_texts = np.concatenate([self._done(self._encoder.texts(batch), total) for batch in _batches(phrases)])
-        of_pictures = np.concatenate([self._done(self._encoder.pictures(some), total) for some in _batches(pictures)])
-        pairs = self._encoder.logits(of_texts, of_pictures)
+        new = self._encoder.unread(phrases)
+        total = math.ceil(len(new) / BATCH) + math.ceil(len(pictures) / BATCH)
+        for batch in _batches(new):
+            self._encoder.read(batch)
+            self._done(total)
+        of_pictures = []
+        for some in _batches(pictures):
+            of_pictures.append(self._encoder.pictures(some))
+            self._done(total)
+        pairs = self._encoder.logits(self._encoder.texts(phrases), np.concatenate(of_pictures))
         return pairs.reshape(len(texts), len(TEMPLATES), len(shown), -1).mean(axis=(1, 3))
 
-    def _done(self, embeddings: Floats, total: int) -> Floats:
+    def _done(self, total: int) -> None:
         self.calls += 1
         self._progress(self.calls, total)
         check_cancelled(self._cancelled)
-        return embeddings
 
 
 def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
@@ -170,7 +176,10 @@ def _batches(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
 
 
 class Encoder:
-    """The two towers of a checkpoint, and how near they say a text and a picture are."""
+    """The two towers of a checkpoint, and how near they say a text and a picture are.
+
+    Texts are read once: the clips of a sweep are asked the same ones, and on a CPU they cost more than the pictures.
+    """
 
     def __init__(self, load: dict[str, Any], *, dtype: str, device: str) -> None:
         from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
@@ -189,6 +198,7 @@ class Encoder:
         self._device = device
         self._limit = int(self.config.text_config.max_position_embeddings)
         self._is_clip = self.config.model_type == "clip"
+        self._known: dict[str, Floats] = {}
 
     def check_lengths(self, texts: Mapping[str, str]) -> None:
         """Raises AttemptFailure(bad_kwargs): a text that is cut is another question, and nobody would see it."""
@@ -202,8 +212,18 @@ class Encoder:
                         "shorten it in the rubric",
                     )
 
+    def unread(self, phrases: Sequence[str]) -> list[str]:
+        """Those that must be read first. Forgets all when there are more than one sweep's."""
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        return [phrase for phrase in dict.fromkeys(phrases) if phrase not in self._known]
+
     def texts(self, phrases: Sequence[str]) -> Floats:
-        """(n, d), of length 1. In lower case: SigLIP 2 was trained on nothing else."""
+        """(n, d), of length 1, of phrases that have been read."""
+        return np.stack([self._known[phrase] for phrase in phrases])
+
+    def read(self, phrases: Sequence[str]) -> None:
+        """In lower case: SigLIP 2 was trained on nothing else."""
         import torch
 
         # SigLIP reads its last position, so it wants all of them filled, as in training; CLIP finds its own end
@@ -215,7 +235,8 @@ class Encoder:
         )
         keys = ("input_ids", "attention_mask") if self._is_clip else ("input_ids",)
         with torch.inference_mode():
-            return _unit(self._model.get_text_features(**{key: inputs[key].to(self._device) for key in keys}))
+            found = _unit(self._model.get_text_features(**{key: inputs[key].to(self._device) for key in keys}))
+        self._known |= dict(zip(phrases, found, strict=True))
 
     def pictures(self, frames: Sequence[NDArray[np.uint8]]) -> Floats:
         """(n, d), of length 1. frames: (h, w, 3) uint8 each."""
