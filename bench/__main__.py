@@ -8,7 +8,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 # The GPU's own (rehearsal.py) is started by hand on a GPU host.
-BENCHMARKS = ("scheduler", "overhead", "cold_runner", "report", "judging", "demo")
+BENCHMARKS = ("scheduler", "overhead", "cold_runner", "report", "judging", "judging_questions", "demo")
 
 
 def main() -> int:
