@@ -25,8 +25,9 @@ TYPED := proto/src/screentest \
 	$(addprefix services/gpu-worker/src/screentest_worker/,admission.py device_memory.py doctor.py findings.py \
 		judge_preflight.py judgements.py model_env.py outcome.py pipeline_call.py pipeline_rules.py preflight.py rung.py signature.py tensor_header.py \
 		trials.py weights_folder.py weights_layout.py) \
-	$(addprefix services/reporter/src/screentest_reporter/,answer_noise.py controls.py energy.py energy_ledger.py finding.py \
-		heat_map.py model_table.py narrative.py notes.py pareto.py ranking.py scores.py scoring.py tally.py vitals.py votes.py) \
+	$(addprefix services/reporter/src/screentest_reporter/,answer_noise.py case_study.py charts.py controls.py document.py \
+		energy.py energy_ledger.py finding.py heat_map.py model_table.py narrative.py notes.py pareto.py ranking.py \
+		scores.py scoring.py sweeps.py tally.py vitals.py votes.py wording.py) \
 	ui/src/screentest_ui
 
 PROJECTS := pyproject.toml $(wildcard */pyproject.toml services/*/pyproject.toml services/*/*/pyproject.toml)
