@@ -42,7 +42,11 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         "elements": len(asked),
         "windows": windows,
-        "embedding, SigLIP 2 base on this CPU": {"load_s": round(load_s, 3), "first_clip": clips[0], "later_clips": clips[1:]},
+        "embedding, SigLIP 2 base on this CPU": {
+            "load_s": round(load_s, 3),
+            "first_clip": clips[0],
+            "later_clips": clips[1:],
+        },
         "calls of a language model": {mode: _calls(clip, asked, windows, mode) for mode in ("full", "cheap")},
     }
 
