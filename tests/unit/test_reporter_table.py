@@ -133,10 +133,7 @@ def test_renderers_number_each_different_footnote_once() -> None:
 
 
 def test_markdown_survives_pipes_and_tags_in_a_cause() -> None:
-    (spec,) = specs(record([WAN]))
-    text = table.markdown(table.rows([History(spec).fail(FailureClass.CRASHED, "a | b <script>").job]))
-    assert "a \\| b \\<script\\>" in text
-    assert all(line.replace("\\|", "").count("|") == 9 for line in text.splitlines()[:3])
+    assert table.markdown_text("a | b <script>") == "a \\| b \\<script\\>"
 
 
 # ---- rung and smallest card

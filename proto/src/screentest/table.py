@@ -340,16 +340,6 @@ def numbered_footnotes(table: Sequence[Row]) -> dict[str, int]:
     return numbers
 
 
-def markdown(table: Sequence[Row]) -> str:
-    """GitHub's table syntax, with earlier tries and footnotes below."""
-    numbers = numbered_footnotes(table)
-    lines = [_markdown_line(COLUMNS), "|" + "---|" * len(COLUMNS)]
-    lines += [_markdown_line(_with_footnotes(row, numbers)) for row in table]
-    earlier = [f"- {markdown_text(line)}" for line in _earlier_lines(table)]
-    notes = [f"[{number}] {markdown_text(text)}  " for text, number in numbers.items()]
-    return "\n".join([*lines, *_block(earlier), *_block(notes)]) + "\n"
-
-
 def plain(table: Sequence[Row]) -> str:
     """Aligned columns for a terminal or a log file."""
     numbers = numbered_footnotes(table)
@@ -378,10 +368,6 @@ def _earlier_lines(table: Sequence[Row]) -> Iterable[str]:
 
 def _block(lines: list[str]) -> list[str]:
     return ["", *lines] if lines else []
-
-
-def _markdown_line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(markdown_text(cell) for cell in cells) + " |"
 
 
 def markdown_text(text: str) -> str:
