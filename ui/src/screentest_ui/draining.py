@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from screentest.client import Client
-from screentest.records import DeviceView, Job, JobState
+from screentest.records import DeviceView, Job, JobState, Sweep
 
 LOOK_EVERY_S = 1.0
 
@@ -30,10 +30,18 @@ def jobs_out(client: Client, host: str, device: str) -> tuple[Job, ...]:
     return tuple(
         job
         for sweep in client.list_sweeps()
-        if not sweep.over
-        for job in client.list_jobs(sweep.record.sweep_id)
+        for job in unfinished_jobs(client, sweep)
         if job.state in OUT and (job.spec.host, job.spec.device) == (host, device)
     )
+
+
+def unfinished_jobs(client: Client, sweep: Sweep) -> Iterator[Job]:
+    """Of generation and of judging, which goes on when a sweep is over."""
+    sweep_id, judging = sweep.record.sweep_id, sweep.scoring.counts if sweep.scoring else None
+    listed = [] if sweep.over else [*client.list_jobs(sweep_id)]
+    if judging is not None and (judging.queued or judging.running):
+        listed += client.list_judge_jobs(sweep_id)
+    yield from (job for job in listed if not job.state.is_terminal)
 
 
 def find(client: Client, host: str, device: str) -> DeviceView | None:

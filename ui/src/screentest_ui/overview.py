@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from screentest.client import Client, Servers
 from screentest.records import DeviceView, Job, LaneView, Sweep
-from screentest_ui import panel_text, printing
+from screentest_ui import draining, panel_text, printing
 
 T = TypeVar("T")
 Line = Callable[[T], tuple[str, ...]]
@@ -23,7 +23,7 @@ OPEN_JOBS_SHOWN = 50
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """``open_jobs``: of every sweep that is not over, in the order of their sweeps."""
+    """``open_jobs``: of generation and judging, in the order of their sweeps."""
 
     servers: Servers
     sweeps: tuple[Sweep, ...]
@@ -34,12 +34,10 @@ class Overview:
 
 def ask(client: Client) -> Overview:
     sweeps = client.list_sweeps()
-    is_open = (sweep for sweep in reversed(sweeps) if not sweep.over)
-    jobs = (job for sweep in is_open for job in client.list_jobs(sweep.record.sweep_id))
     return Overview(
         servers=client.get_servers(),
         sweeps=sweeps,
-        open_jobs=tuple(job for job in jobs if not job.state.is_terminal),
+        open_jobs=tuple(job for sweep in reversed(sweeps) for job in draining.unfinished_jobs(client, sweep)),
         devices=client.list_gpus(),
         lanes=client.list_lanes(),
     )
