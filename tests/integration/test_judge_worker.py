@@ -222,6 +222,7 @@ async def test_endpoint_answers_with_probabilities_and_its_key_stays_out_of_sigh
         assert (outcome.judgement.tier, outcome.judgement.method) == ("c", "logprobs")
         assert outcome.judgement.calls == 2 * 2 * 8  # elements, straight and negated, windows
         assert set(worker.judgement(outcome).answers) == {"element-1", "element-2"}
+        assert "model seer" in worker.judgement(outcome).judge_version, "another model is another judge"
         assert server.keys == {"Bearer sesame"}
         assert steps_of(worker, spec)[-1] == 32
         written = [path.read_bytes() for path in worker.state.rglob("*") if path.is_file()]

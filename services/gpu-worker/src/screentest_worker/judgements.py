@@ -35,10 +35,18 @@ def _question(element: Element) -> dict[str, Any]:
     }
 
 
-def build(spec: JobSpec, judged: Judged, judge: JudgeLane, answer: protocol.Judged, found: bytes) -> dict[str, Any]:
+def build(
+    spec: JobSpec,
+    judged: Judged,
+    judge: JudgeLane,
+    answer: protocol.Judged,
+    found: bytes,
+    asked_model: str | None = None,
+) -> dict[str, Any]:
     """The content of the judgement, read back once by the rules of `screentest.judgement`.
 
-    found: what the runner wrote. Raises BadRequest when that is no JSON object, or not what a judgement wants.
+    found: what the runner wrote. asked_model: of the server that was asked, None where none was. Raises BadRequest when
+    found is no JSON object, or not what a judgement wants.
     """
     content = {
         **_read(found),
@@ -49,7 +57,7 @@ def build(spec: JobSpec, judged: Judged, judge: JudgeLane, answer: protocol.Judg
         "clip_lane_id": judged.lane_id,
         "sha256": judged.sha256,
         "judge_id": judge.id,
-        "judge_version": version(judge, spec.weights_revision, answer.versions),
+        "judge_version": version(judge, spec.weights_revision, answer.versions, asked_model),
         "rubric_sha256": judged.rubric.rubric_sha256,
         "seconds": round(sum(answer.timings_s.values()), 3),
     }
@@ -59,9 +67,15 @@ def build(spec: JobSpec, judged: Judged, judge: JudgeLane, answer: protocol.Judg
     return whole
 
 
-def version(judge: JudgeLane, weights_revision: str, versions: Mapping[str, str]) -> str:
-    """What two judgements must share to be of one judge: its file, its weights and the libraries, in one line."""
+def version(
+    judge: JudgeLane, weights_revision: str, versions: Mapping[str, str], asked_model: str | None = None
+) -> str:
+    """What two judgements must share to be of one judge: its file, its weights and the libraries, in one line.
+
+    asked_model: of a server elsewhere, whose weights nobody here can see.
+    """
     weights = [f"weights {weights_revision}"] if judge.model is not None else []
+    weights += [f"model {asked_model}"] if asked_model is not None else []
     return ", ".join(
         [judge.digest[:DIGEST_CHARS], *weights, *(f"{name} {versions[name]}" for name in sorted(versions))]
     )

@@ -141,7 +141,8 @@ class Judging:
     def _make(self, hand: InHand, end: WithResult) -> Made:
         spec, answer = hand.dispatch.spec, end.answer
         assert isinstance(answer, protocol.Judged)
-        content = judgements.build(spec, _judged(spec), self._judge, answer, end.path.read_bytes())
+        asked_model = self._endpoint.model if self._judge.adapter == "endpoint" and self._endpoint else None
+        content = judgements.build(spec, _judged(spec), self._judge, answer, end.path.read_bytes(), asked_model)
         data = judgement.to_json(content)
         self._spool.file(hand.dispatch, self.result).write_bytes(data)
         artifact = Artifact(
