@@ -93,7 +93,7 @@ def test_judge_in_bfloat16_sees_the_same_story(found: Found) -> None:
         ("incomplete", "1 weights are missing, the first is 'text_model.final_layer_norm.weight'"),
         ("bert", "holds a 'bert' model; an embedding judge is one of siglip, siglip2, clip"),
         ("empty", "no file named config.json"),
-        ("none", "has no weights: fetch them with `screentest models fetch test-vlm`"),
+        ("none", "has no weights: fetch them with `screentest models pull test-vlm`"),
         ("base", "has no chat template"),
         ("siglip as vlm", "holds a 'bert' model, which reads no pictures and text"),
     ],
