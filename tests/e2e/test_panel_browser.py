@@ -232,6 +232,7 @@ def test_a_person_works_a_sweep_from_the_form_to_the_published_finding(stub_stac
     waits.get_by_role("button", name="Cancel").last.click()
     expect(queue.get_by_text("Cancel requested")).to_be_visible(timeout=20_000)
     queue.get_by_role("button", name="Resume").click()
+    expect(queue.get_by_role("button", name="Pause")).to_be_visible(timeout=20_000)
     page.wait_for_url("**/sweeps?*sweep=night-tram-*", timeout=20_000)
     expect(page.get_by_text("denoising", exact=False).first).to_be_visible(timeout=30_000)
     queue.close()
@@ -276,7 +277,7 @@ def play_in_step(page: Page) -> None:
     """Two clips on one transport: within one frame of each other after five seconds."""
     look_at(page, "Side by side")
     videos = page.locator(".player video")
-    expect(videos).to_have_count(2)
+    expect(videos).to_have_count(2, timeout=30_000)
     page.wait_for_function(READY)
     page.get_by_role("button", name="Play", exact=True).click()
     page.wait_for_function(PLAYED_FOR_5_S, timeout=30_000)
@@ -288,7 +289,7 @@ def play_in_step(page: Page) -> None:
     assert stopped[0] == pytest.approx(stopped[1], abs=1e-3)
     keep_picture(page, "walk-2-side-by-side")
     page.reload()  # which clips stands in the address, the position in the browser
-    expect(videos).to_have_count(2)
+    expect(videos).to_have_count(2, timeout=30_000)
     page.wait_for_function(f"({PLACES})().every(at => Math.abs(at - {stopped[0]}) < 0.05)")
 
 
