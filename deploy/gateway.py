@@ -1,7 +1,7 @@
 """The depot's front door: passes TCP connections on to the S3 port of the object store, and to nothing else of it.
 
-SeaweedFS opens its S3 port and a gRPC port beside it on the same address, and whoever reaches the second can give himself
-keys (4.48: no switch closes it). So the store stands on a network of its own, and this stands between. Standard library
+SeaweedFS opens a gRPC port beside its S3 port on the same address, for its own servers, and no switch closes it (4.48,
+seen from a worker's network). So the store stands on a network of its own, and this stands between. Standard library
 only. `python3 gateway.py HOST:PORT`: listens on that port, on every address of its container.
 """
 
