@@ -14,11 +14,14 @@ from screentest.records import (
     Estimate,
     FindingEdited,
     JobState,
+    Judged,
+    JudgePurpose,
     Keyframe,
     LaneVerdict,
     PairOutcome,
     PairVoted,
     Rated,
+    RubricRef,
     Task,
     Verdict,
     Weights,
@@ -27,7 +30,7 @@ from screentest_ui import panel_access, panel_budget, panel_keyframe, panel_peop
 from screentest_ui.panel_access import Door
 from screentest_ui.panel_doctor import Verdict as Examination
 from screentest_ui.panel_doctor import _listen
-from screentest_ui.panel_queue import left_words
+from screentest_ui.panel_queue import left_words, waiting
 from screentest_ui.panel_vitals import spans, within
 from tests.integration.panel_scheduler import job, lane, stamp, vitals
 from tests.made_sweeps import plan
@@ -228,6 +231,16 @@ def test_a_sweeps_end_is_known_only_when_every_job_is() -> None:
     one = replace(job("one", JobState.QUEUED), expected_wait_s=60.0, expected_run_s=300.0)
     assert left_words([one, job("done", JobState.COMPLETED)]) == "about 6 min 0 s left"
     assert left_words([one, job("two", JobState.QUEUED)]) == ""
+
+
+def test_a_judge_at_work_says_what_it_looks_at() -> None:
+    ref = RubricRef(prompt_index=0, key="r", sha256="a" * 64, size_bytes=1, rubric_sha256="a" * 64)
+    judged = Judged(
+        purpose=JudgePurpose.CLIP, job_id="good", lane_id="wan", key="k", sha256="a" * 64, size_bytes=1, rubric=ref
+    )
+    made = job("judge", JobState.QUEUED, lane_title="Pixels")
+    (waits,) = waiting([replace(made, spec=replace(made.spec, task=Task.JUDGE, judged=judged))])
+    assert waits.lane_title == "Pixels, clip of wan"
 
 
 # ---- the door

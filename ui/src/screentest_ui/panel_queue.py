@@ -89,7 +89,7 @@ def waiting(jobs: Iterable[Job]) -> tuple[WaitingJob, ...]:
         WaitingJob(
             job_id=job.spec.job_id,
             sweep_id=job.spec.sweep_id,
-            lane_title=job.spec.lane_title,
+            lane_title=_title(job),
             prompt=shortened(job.spec.prompt, 80),
             seed=job.spec.seed,
             waits_for="admitted, its worker starts it next" if job.state is JobState.ADMITTED else job.waits_for,
@@ -98,6 +98,15 @@ def waiting(jobs: Iterable[Job]) -> tuple[WaitingJob, ...]:
         )
         for job in ahead
     )
+
+
+def _title(job: Job) -> str:
+    """The lane's, and of a judge also what it looks at: ``Pixels, clip of wan2-1-t2v-1-3b``."""
+    judged = job.spec.judged
+    if judged is None:
+        return job.spec.lane_title
+    of = f"{judged.purpose.value} of {judged.lane_id}" if judged.lane_id else judged.purpose.value
+    return f"{job.spec.lane_title}, {of}"
 
 
 def _expected(job: Job) -> str:
@@ -132,7 +141,7 @@ def job_card(job: Job) -> JobCard:
     return JobCard(
         job_id=job.spec.job_id,
         sweep_id=job.spec.sweep_id,
-        lane_title=job.spec.lane_title,
+        lane_title=_title(job),
         device=f"{job.spec.host} {job.spec.device}",
         prompt=shortened(job.spec.prompt),
         seed=job.spec.seed,
