@@ -90,9 +90,14 @@ class Stack:
 
 @pytest.fixture(scope="module")
 def tell(request: pytest.FixtureRequest) -> Tell:
-    """Writes a line into the run's output, also when the test passes."""
-    reporter = request.config.pluginmanager.get_plugin("terminalreporter")
-    return lambda text: reporter.write_line(f"\n{text}") if reporter else None
+    """Writes into the run's output, also when the test passes, and also from a worker of xdist."""
+    capture = request.config.pluginmanager.get_plugin("capturemanager")
+
+    def write(text: str) -> None:
+        with capture.global_and_fixture_disabled():
+            sys.stderr.write(f"\n{text}\n")
+
+    return write
 
 
 @pytest.fixture(scope="module")
