@@ -84,9 +84,14 @@ def test_every_lane_and_judge_has_its_worker_its_profile_and_its_user(compose: d
         assert [secret["source"] for secret in worker["secrets"]] == [f"nats-worker-{worker_id}"]
 
 
-@pytest.mark.parametrize("name", ["compose.cpu.yaml", "compose.spark.yaml", "compose.second-host.yaml"])
-def test_override_speaks_of_every_worker(files: dict[str, Any], name: str) -> None:
-    assert set(of_lanes(files[name]["services"], "worker-")) == set(lanes())
+def test_overrides_speak_of_every_worker_that_they_concern(files: dict[str, Any]) -> None:
+    def spoken_of(name: str) -> set[str]:
+        return set(of_lanes(files[name]["services"], "worker-"))
+
+    on_gpu = {judge_id for judge_id, judge in judges().items() if judge["device"] == "gpu"}
+    assert spoken_of("compose.cpu.yaml") == {*lanes(), *on_gpu}
+    assert spoken_of("compose.spark.yaml") == {*lanes(), *judges()}
+    assert spoken_of("compose.second-host.yaml") == set(lanes())
 
 
 def test_rehearsal_has_the_lanes_of_the_demo(compose: dict[str, Any]) -> None:
