@@ -43,6 +43,8 @@ PNG = (
 def on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
     """As `screentest up` starts the panel: AppTest reads no .streamlit/config.toml, and an unknown door is closed."""
     monkeypatch.setenv(panel_access.BIND, "127.0.0.1")
+    # A scheduler that is away is asked four times over seconds: what the panel then shows is the same at once.
+    monkeypatch.setattr("screentest.client._SERVICE_CONFIG", "{}")
 
 
 @pytest.fixture
