@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 from screentest_reporter.controls import Control as ControlName
 from screentest_runner.failures import AttemptFailure
-from screentest_runner.judging import answers, controls, media, questions
+from screentest_runner.judging import answers, controls, endpoint, media, questions
 from screentest_runner.judging.answers import Answer, Mass, mass_of
 from screentest_runner.judging.found import Found
 from screentest_runner.judging.media import Media, Window
@@ -95,6 +96,26 @@ def test_every_spelling_counts() -> None:
 def test_less_than_half_on_yes_and_no_is_no_answer() -> None:
     assert mass_of([("<think>", 0.6), ("Yes", 0.4)]).p is None
     assert mass_of([("Yes", 0.5), ("The", 0.5)]).p == 1.0
+
+
+def test_probability_that_overflowed_at_the_server_is_no_answer() -> None:
+    def top(logprob: float) -> dict[str, object]:
+        return {"logprobs": {"content": [{"top_logprobs": [{"token": "Yes", "logprob": logprob}]}]}}
+
+    assert endpoint._top_of(top(0.0)) == [("Yes", 1.0)]
+    assert endpoint._top_of(top(float("nan"))) is None
+
+
+@pytest.mark.parametrize("key", ["sk-one\nsk-two", "sk-one two", "sk-\u201cone\u201d", "sk-\x00"])
+def test_key_that_no_header_can_carry_is_refused_without_being_told(tmp_path: Path, key: str) -> None:
+    """h11 puts the value of an illegal header into its message, and the cause of a failure goes into the report."""
+    file = tmp_path / "key"
+    file.write_text(key + "\n", encoding="utf-8")
+    with pytest.raises(AttemptFailure, match="SCREENTEST_JUDGE_KEY_FILE") as refused:
+        endpoint._key_header(str(file))
+    assert "sk-" not in str(refused.value)
+    file.write_text("sk-one\n", encoding="utf-8")
+    assert endpoint._key_header(str(file)) == {"Authorization": "Bearer sk-one"}
 
 
 def test_judge_that_says_yes_to_both_says_nothing() -> None:

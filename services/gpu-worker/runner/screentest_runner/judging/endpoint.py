@@ -308,6 +308,12 @@ def _key_header(key_file: str | None) -> dict[str, str]:
         raise AttemptFailure(FailureClass.LAYOUT, f"SCREENTEST_JUDGE_KEY_FILE cannot be read: {error}") from error
     if not key:
         raise AttemptFailure(FailureClass.LAYOUT, "SCREENTEST_JUDGE_KEY_FILE is empty; write the key into it")
+    if not (key.isascii() and key.isprintable() and " " not in key):
+        # the HTTP library refuses such a header with its value in the message, and that goes into the report
+        raise AttemptFailure(
+            FailureClass.LAYOUT,
+            "SCREENTEST_JUDGE_KEY_FILE holds a line break, a blank or a sign that no key has; write the key alone",
+        )
     return {"Authorization": f"Bearer {key}"}
 
 
@@ -365,9 +371,12 @@ def _top_of(choice: dict[str, Any]) -> list[tuple[str, float]] | None:
     if not isinstance(top, list) or not top:
         return None
     try:
-        return [(str(item["token"]), math.exp(min(0.0, float(item["logprob"])))) for item in top]
+        found = [(str(item["token"]), float(item["logprob"])) for item in top]
     except (KeyError, TypeError, ValueError):
         return None
+    if any(math.isnan(logprob) for _, logprob in found):
+        return None  # min(0, NaN) is 0: what overflowed at the server would read as certain
+    return [(token, math.exp(min(0.0, logprob))) for token, logprob in found]
 
 
 def _first_word(choice: dict[str, Any]) -> str:
