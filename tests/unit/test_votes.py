@@ -67,6 +67,13 @@ def test_the_order_is_that_of_the_lower_bound() -> None:
     assert rows["wan"].rank == 1
 
 
+def test_lanes_between_which_people_see_no_difference_share_a_rank() -> None:
+    rows = by_lane(vote("a1", "b1", PairOutcome.TIE), vote("a1", "b1", PairOutcome.TIE))
+    assert (rows["wan"].rank, rows["ltx"].rank) == (1, 1)
+    third = by_lane(*[vote("a1", "c1")] * 9, *[vote("b1", "c1")] * 9, vote("a1", "b1", PairOutcome.TIE))
+    assert (third["wan"].rank, third["ltx"].rank, third["svd"].rank) == (1, 1, 3)
+
+
 def test_clips_of_one_lane_and_of_strangers_say_nothing() -> None:
     assert votes.preferred([vote("a1", "a2"), vote("a1", "stranger")], LANES) == ()
     assert votes.preferred([], LANES) == ()

@@ -24,7 +24,7 @@ Z80: Final = 1.2816
 class Preferred:
     """strength: log-odds against the mean of the lanes, low and high its 80 % interval. votes: in which it stood.
 
-    rank: from 1, by low. preliminary: too few votes on the prompt for the rank to mean much.
+    rank: from 1, by low, the same for equal ones. preliminary: too few votes on the prompt for the rank to mean much.
     """
 
     lane_id: str
@@ -65,7 +65,9 @@ def preferred(votes: Iterable[PairVoted], lane_of: Mapping[str, str]) -> tuple[P
         (float(strengths[index]), float(errors[index]), lane, sum(lane in pair[:2] for pair in pairs))
         for lane, index in number.items()
     ]
-    rows.sort(key=lambda row: (-(row[0] - Z80 * row[1]), row[2]))
+    # rounded: what differs by the last bits of a solver is no order
+    rows.sort(key=lambda row: (-_low(row[0], row[1]), row[2]))
+    lows = [_low(strength, error) for strength, error, _, _ in rows]
     return tuple(
         Preferred(
             lane_id=lane,
@@ -73,11 +75,15 @@ def preferred(votes: Iterable[PairVoted], lane_of: Mapping[str, str]) -> tuple[P
             low=strength - Z80 * error,
             high=strength + Z80 * error,
             votes=count,
-            rank=rank,
+            rank=1 + lows.index(low),
             preliminary=len(pairs) < PRELIMINARY_BELOW,
         )
-        for rank, (strength, error, lane, count) in enumerate(rows, start=1)
+        for low, (strength, error, lane, count) in zip(lows, rows, strict=True)
     )
+
+
+def _low(strength: float, error: float) -> float:
+    return round(strength - Z80 * error, 6)
 
 
 def _halves(left: int, right: int, outcome: PairOutcome) -> tuple[tuple[int, int], tuple[int, int]]:
