@@ -128,7 +128,7 @@ def test_controls_without_another_prompt_are_refused() -> None:
     ("endpoint", "missing_key", "words"),
     [
         (None, None, "told of no server"),
-        (Endpoint(base_url="http://here/v1", model=""), None, "not told which model"),
+        (Endpoint(base_url="http://ada:secret@here/v1", model=""), None, "not told which model"),
         (Endpoint(base_url="http://here/v1", model="m", key_file="k"), "k", "key is not there: k"),
     ],
 )
@@ -139,6 +139,7 @@ def test_endpoint_without_server_model_or_key_is_refused(
     decision = judge_preflight.decide(Facts(judge=judge, endpoint=endpoint, missing_key=missing_key), spec_for(judge))
     assert len(decision.problems) == 1
     assert words in decision.reason
+    assert "secret" not in decision.reason  # it becomes the cause that a report shows
 
 
 def test_judge_that_does_not_fit_says_who_holds_the_memory() -> None:

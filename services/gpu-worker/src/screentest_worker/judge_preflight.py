@@ -129,7 +129,7 @@ def _endpoint(facts: Facts) -> Iterator[Problem]:
         fix = "set SCREENTEST_JUDGE_URL and SCREENTEST_JUDGE_MODEL for its worker, then restart it"
         yield Problem(check=Check.SERVER, reason=f"judge {facts.judge.id!r} is told of no server", fix=fix)
     elif not facts.endpoint.model:
-        reason = f"judge {facts.judge.id!r} is not told which model of {facts.endpoint.base_url} to ask"
+        reason = f"judge {facts.judge.id!r} is not told which model of its server to ask"
         yield Problem(check=Check.SERVER, reason=reason, fix="set SCREENTEST_JUDGE_MODEL for its worker")
     if facts.missing_key is not None:
         reason = f"the server's key is not there: {facts.missing_key}"
