@@ -287,9 +287,17 @@ def test_what_is_no_judgement_is_not_delivered(data: bytes, words: str) -> None:
 
 
 def test_presence_is_the_mean_of_the_best_answers() -> None:
-    assert presence({"a": [0.2, 0.8, None], "b": [0.4], "c": [None]}) == pytest.approx(0.6)
-    assert presence({"a": [None]}) is None
-    assert presence({}) is None
+    assert presence({"a": [0.2, 0.8, None], "b": [0.4], "c": [None]}, None) == pytest.approx(0.6)
+    assert presence({"a": [None]}, None) is None
+    assert presence({}, None) is None
+
+
+def test_what_nobody_wants_to_see_does_not_make_a_clip_the_one_that_shows_most() -> None:
+    kinds = {"child": "subject", "doll": "subject", "text-overlay": "negative"}
+    questions = [{"id": name, "kind": kind} for name, kind in kinds.items()]
+    answers = {"child": [0.2, 0.8], "doll": [None, 0.4], "text-overlay": [1.0]}
+    assert presence(answers, questions) == pytest.approx(0.6)
+    assert presence({"text-overlay": [1.0]}, questions) is None
 
 
 def test_cancelled_judgement_does_not_count() -> None:

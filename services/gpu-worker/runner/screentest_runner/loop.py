@@ -283,7 +283,7 @@ class Runner:
             method=found["method"],
             calls=found["calls"],
             badges=found["badges"],
-            presence=presence(found["answers"]),
+            presence=presence(found["answers"], request.questions),
             timings_s=progress.timings_s,
             versions=self._versions,
             loads=self._loads,

@@ -71,9 +71,16 @@ class JudgeAdapter:
         return dict(self._memory.held) or None
 
 
-def presence(answers: Mapping[str, Sequence[float | None]]) -> float | None:
-    """Mean of the best answer to each question, 0..1; None without a valid one."""
-    best = [max(valid) for row in answers.values() if (valid := [p for p in row if p is not None])]
+def presence(
+    answers: Mapping[str, Sequence[float | None]], questions: Sequence[Mapping[str, Any]] | None
+) -> float | None:
+    """Mean of the best answer to each question, 0..1; None without a valid one.
+
+    questions: as in the runner's Judge message. Of kind negative are those for what should not be there: left out.
+    """
+    unwanted = {question["id"] for question in questions or () if question["kind"] == "negative"}
+    wanted = [row for question_id, row in answers.items() if question_id not in unwanted]
+    best = [max(valid) for row in wanted if (valid := [p for p in row if p is not None])]
     return sum(best) / len(best) if best else None
 
 
