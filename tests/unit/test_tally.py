@@ -321,6 +321,14 @@ def test_the_keyframe_is_a_row_of_its_own() -> None:
     assert [element.id for element in keyframe.missing] == ["doll"]
 
 
+def test_the_keyframe_is_told_by_its_last_judgement() -> None:
+    sweep = Sweep("wan")
+    for p in (0.9, 0.1):
+        sweep.judge(SIGLIP, purpose=JudgePurpose.KEYFRAME, answers={"child": [p]})
+    [keyframe] = sweep.scores.keyframe
+    assert keyframe.presences == {"child": 0.1}
+
+
 def test_the_last_rating_of_a_rater_counts_beside_the_judges() -> None:
     sweep = Sweep("wan", "ltx")
     sweep.measure("wan")

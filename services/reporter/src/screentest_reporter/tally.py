@@ -272,7 +272,7 @@ class _Tally:
     # ---- the keyframe, ranks, people
 
     def keyframes(self) -> Iterable[KeyframeScore]:
-        """By the best tier that has answered, in the order of prompts."""
+        """By the last judgement of the best tier that has answered, in the order of prompts."""
         for prompt_index in sorted(self._refs):
             rubric = self.rubric(prompt_index)
             reads = [
@@ -284,7 +284,7 @@ class _Tally:
                 and (read := self._read(job)) is not None
             ]
             if rubric is not None and reads:
-                best = max(reads, key=lambda read: read.tier)
+                best = max(reversed(reads), key=lambda read: read.tier)  # of one tier the last one
                 presences = {element_id: _most(row) for element_id, row in answers_of(best.answers).items()}
                 yield KeyframeScore(prompt_index=prompt_index, rubric=rubric, presences=presences)
 
