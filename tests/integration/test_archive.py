@@ -717,6 +717,8 @@ def leave_and_come_back(person: Person, sweep_id: str, jobs: tuple[Job, ...]) ->
         wait_for(lambda: [found.archived for found in client.list_sweeps()] == [True])
         with pytest.raises(NotPossibleNow, match=f"screentest restore {sweep_id}"):
             client.list_jobs(sweep_id)
+        with pytest.raises(NotPossibleNow, match=f"screentest restore {sweep_id}"):
+            client.judge_sweep(sweep_id, judge_lane_ids=("pixels",), rubrics=(), estimate_only=True)
         with pytest.raises(AlreadyExists, match="in the archive only"):
             client.submit_sweep(spec(seeds=(1, 2)), request_id="r-1")
         # Its report needs no event: it stays where it is.
