@@ -411,14 +411,15 @@ async def test_what_people_say_is_kept_and_what_is_wrong_is_refused(scheduler: S
         with scheduler.client() as client:
             client.rate_clip(first, score10=3)
             client.rate_clip(first, score10=7.5, ticks=(tick,), rubric_sha256=draft.sha256)
-            client.vote_pair(first, second, PairOutcome.LEFT)
+            client.vote_pair(first, second, PairOutcome.LEFT, rater=" grace  hopper ")
             client.edit_finding(sweep_id, first, "The door is blue")
             client.edit_finding(sweep_id, second, "Wrong")
             client.edit_finding(sweep_id, second, "")
             client.edit_finding(sweep_id, "note:keyframe", "Mine")
             said = client.list_votes(sweep_id)
             assert [(rated.score10, rated.ticks) for rated in said.ratings] == [(7.5, (tick,))]
-            assert [vote.outcome for vote in said.pairs] == [PairOutcome.LEFT]
+            assert [(vote.outcome, vote.rater) for vote in said.pairs] == [(PairOutcome.LEFT, "grace hopper")]
+            assert [rated.rater for rated in said.ratings] == ["a person"]
             assert {edited.row: edited.text for edited in said.findings} == {
                 first: "The door is blue",
                 "note:keyframe": "Mine",

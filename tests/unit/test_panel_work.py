@@ -163,6 +163,9 @@ def test_the_order_of_rating_is_a_lot_that_stays() -> None:
     assert order != panel_people.queue(all_clips, (), "two")
     rated = Rated(job_id=order[0].job_id, rater="", score10=3)
     assert panel_people.queue(all_clips, (rated,), "one") == order[1:]
+    assert panel_people.queue(all_clips, (rated,), "one", rater="somebody else") == order
+    last = order[-1]
+    assert panel_people.queue(all_clips, (), "one", conflicts={last.job_id}) == (last, *order[:-1])
 
 
 def test_pairs_of_lanes_take_turns_and_sides_are_drawn() -> None:

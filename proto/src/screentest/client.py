@@ -379,30 +379,40 @@ class Client:
         return from_wire(self._call("UploadRubric", request, UPLOAD_TIMEOUT_S).rubric, RubricRef)
 
     def rate_clip(
-        self, job_id: str, *, score10: float | None = None, ticks: Sequence[Tick] = (), rubric_sha256: str = ""
+        self,
+        job_id: str,
+        *,
+        score10: float | None = None,
+        ticks: Sequence[Tick] = (),
+        rubric_sha256: str = "",
+        rater: str = "",
     ) -> None:
-        """A person's blind rating, 0 to 10, ticks of elements, or both; the last one of a clip counts.
+        """A person's blind rating, 0 to 10, ticks of elements, or both; the last one of a rater counts.
 
         ``rubric_sha256``: of the rubric whose elements were ticked. NotPossibleNow for a job without a clip.
         """
         request = scheduler_pb2.RateClipRequest(
-            job_id=job_id, score10=score10, ticks=[to_wire(tick) for tick in ticks], rubric_sha256=rubric_sha256
+            job_id=job_id,
+            score10=score10,
+            ticks=[to_wire(tick) for tick in ticks],
+            rubric_sha256=rubric_sha256,
+            rater=rater,
         )
         self._call("RateClip", request)
 
-    def vote_pair(self, left_job_id: str, right_job_id: str, outcome: PairOutcome) -> None:
+    def vote_pair(self, left_job_id: str, right_job_id: str, outcome: PairOutcome, *, rater: str = "") -> None:
         """A person's blind choice between two clips of one prompt of one sweep."""
         request = scheduler_pb2.VotePairRequest(
-            left_job_id=left_job_id, right_job_id=right_job_id, outcome=cast("Any", enum_number(outcome))
+            left_job_id=left_job_id, right_job_id=right_job_id, outcome=cast("Any", enum_number(outcome)), rater=rater
         )
         self._call("VotePair", request)
 
-    def edit_finding(self, sweep_id: str, row: str, text: str) -> None:
+    def edit_finding(self, sweep_id: str, row: str, text: str, *, by: str = "") -> None:
         """A person's words for one row of the report; the original is kept.
 
         ``row``: a job id or ``note:<slug>``; ``text`` empty = back to the original.
         """
-        self._call("EditFinding", scheduler_pb2.EditFindingRequest(sweep_id=sweep_id, row=row, text=text))
+        self._call("EditFinding", scheduler_pb2.EditFindingRequest(sweep_id=sweep_id, row=row, text=text, by=by))
 
     def list_votes(self, sweep_id: str) -> Votes:
         """What people said about a sweep and what counts: of a rating and an edit the last one."""

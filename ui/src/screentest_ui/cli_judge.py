@@ -46,7 +46,7 @@ def judge(
     """
     with connect() as client:
         sweep = client.get_sweep(sweep_id)
-        lane_ids = (*(judges or ()), *(_of_tier(client, tier) if tier else ()))
+        lane_ids = tuple(dict.fromkeys((*(judges or ()), *(_of_tier(client, tier) if tier else ()))))
         given = tuple(_upload(client, sweep, path) for path in rubrics or ())
         asked = client.judge_sweep(sweep_id, judge_lane_ids=lane_ids, rubrics=given, estimate_only=True)
         if not json:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -72,11 +72,20 @@ def contenders(jobs: Iterable[Job]) -> tuple[Contender, ...]:
     )
 
 
-def queue(clips: Sequence[Contender], ratings: Iterable[Rated], salt: str) -> tuple[Contender, ...]:
-    """The clips that nobody has rated, in an order that says nothing of their lanes and stays the same for a salt."""
-    rated = {rating.job_id for rating in ratings}
+def queue(
+    clips: Sequence[Contender],
+    ratings: Iterable[Rated],
+    salt: str,
+    *,
+    rater: str = "",
+    conflicts: Container[str] = (),
+) -> tuple[Contender, ...]:
+    """The clips that this rater ("" = anybody) has not rated, in an order that says nothing of their lanes and stays
+    the same for a salt. Clips about which judges disagree come first: there a person's word is worth most.
+    """
+    rated = {rating.job_id for rating in ratings if not rater or rating.rater == rater}
     waiting = [clip for clip in clips if clip.job_id not in rated]
-    return tuple(sorted(waiting, key=lambda clip: _lot(salt, clip.job_id)))
+    return tuple(sorted(waiting, key=lambda clip: (clip.job_id not in conflicts, _lot(salt, clip.job_id))))
 
 
 def next_pair(clips: Sequence[Contender], votes: Sequence[PairVoted], salt: str) -> Pair | None:

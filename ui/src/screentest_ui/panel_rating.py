@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import streamlit as st
 
@@ -10,7 +10,7 @@ from screentest.client import Votes
 from screentest.errors import ScreentestError
 from screentest.records import Job, PairOutcome, Sweep, Tick
 from screentest.rubric import Rubric
-from screentest_ui import panel_link
+from screentest_ui import panel_access, panel_link
 from screentest_ui.panel_artifacts import links
 from screentest_ui.panel_clips import clip_of
 from screentest_ui.panel_judging import rubric_of
@@ -40,18 +40,26 @@ _ONLY_RANDOM = (
 # ---- blind 0 to 10
 
 
-def show_rating(sweep_id: str) -> None:
+def show_rating(sweep_id: str, conflicts: Container[str] = ()) -> None:
     """One clip at a time without its name: a number by the anchors, and what of the rubric is there."""
     with panel_link.errors_shown():
         sweep, jobs, votes = _asked(sweep_id)
+        rater = ask_name()
         clips = contenders(jobs)
         if not clips:
             st.info(_ONLY_RANDOM)
             return
         passed = st.session_state.setdefault(f"passed-{sweep_id}", [])
-        waiting = [clip for clip in queue(clips, votes.ratings, sweep_id) if clip.job_id not in passed]
+        waiting = [
+            clip
+            for clip in queue(clips, votes.ratings, sweep_id, rater=rater, conflicts=conflicts)
+            if clip.job_id not in passed
+        ]
         rated = len({rating.job_id for rating in votes.ratings})
-        st.caption(f"{counted(rated, 'clip')} of {len(clips)} rated. Names are hidden, the order is by lot.")
+        st.caption(
+            f"{counted(rated, 'clip')} of {len(clips)} rated by anybody. Names are hidden; clips on which judges "
+            "disagree come first, the others by lot."
+        )
         if not waiting:
             show_all_rated(sweep_id, passed)
             return
@@ -106,7 +114,9 @@ def ask_ticks(clip: Contender, asked: Rubric | None) -> tuple[Tick, ...]:
 def rate(clip: Contender, score10: float | None, ticks: Sequence[Tick], asked: Rubric | None) -> None:
     with panel_link.errors_told():
         rubric_sha256 = asked.sha256 if asked is not None and ticks else ""
-        panel_link.scheduler().rate_clip(clip.job_id, score10=score10, ticks=ticks, rubric_sha256=rubric_sha256)
+        panel_link.scheduler().rate_clip(
+            clip.job_id, score10=score10, ticks=ticks, rubric_sha256=rubric_sha256, rater=_name()
+        )
         st.toast(f"Kept. It was {plain(clip.model)}.", icon=":material/check:")
         panel_link.redraw()
 
@@ -118,6 +128,7 @@ def show_pairs(sweep_id: str) -> None:
     """Two clips of one prompt without names, played together, answered by the keys 1 to 4."""
     with panel_link.errors_shown():
         _, jobs, votes = _asked(sweep_id)
+        ask_name()
         for words in st.session_state.pop("pair_said", ()):
             st.caption(words)
         found = next_pair(contenders(jobs), votes.pairs, sweep_id)
@@ -147,7 +158,7 @@ def show_pair(found: Pair) -> None:
 def vote(found: Pair, outcome: PairOutcome) -> None:
     """Names are told after the answer, never before it."""
     try:
-        panel_link.scheduler().vote_pair(found.left.job_id, found.right.job_id, outcome)
+        panel_link.scheduler().vote_pair(found.left.job_id, found.right.job_id, outcome, rater=_name())
     except ScreentestError as error:
         st.session_state["pair_said"] = (f":red[Not kept: {plain(str(error))}]",)
         return
@@ -194,9 +205,22 @@ def show_words(sweep_id: str, words: Words) -> None:
 
 def edit(sweep_id: str, row: str, text: str) -> None:
     with panel_link.errors_told():
-        panel_link.scheduler().edit_finding(sweep_id, row, text)
+        panel_link.scheduler().edit_finding(sweep_id, row, text, by=_name())
         st.toast("Kept; the next revision of the report has it.", icon=":material/check:")
         panel_link.redraw()
+
+
+def ask_name() -> str:
+    """Who rates: the login's name, else what a person calls themselves; "" = nobody said."""
+    if not panel_access.person():
+        st.text_input(
+            "Your name", key="rater", placeholder="a person", max_chars=80, help="Each rater's last word counts."
+        )
+    return _name()
+
+
+def _name() -> str:
+    return panel_access.person() or str(st.session_state.get("rater") or "").strip()
 
 
 def _asked(sweep_id: str) -> tuple[Sweep, tuple[Job, ...], Votes]:

@@ -76,12 +76,16 @@ def _opened(page: str, hosts: str) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Revision:
-    """What ``report.json`` says of itself. ``findings``: as composed, by row: job ids and ``note:<slug>``."""
+    """What ``report.json`` says of itself. ``findings``: as composed, by row: job ids and ``note:<slug>``.
+
+    ``conflicts``: job ids of the clips whose judges disagree by 3 points or more.
+    """
 
     number: int
     is_final: bool
     published_at: datetime
     findings: Mapping[str, str]
+    conflicts: frozenset[str] = frozenset()
 
     @property
     def words(self) -> str:
@@ -100,6 +104,9 @@ def revision_of(document: bytes) -> Revision | None:
             is_final=bool(content["final"]),
             published_at=datetime.fromisoformat(content["published_at"]),
             findings={**rows, **notes},
+            conflicts=frozenset(
+                row["job_id"] for row in content["rows"] if (row.get("score") or {}).get("agreement") == "conflict"
+            ),
         )
     except (ValueError, KeyError, TypeError):
         return None

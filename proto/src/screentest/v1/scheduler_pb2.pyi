@@ -1439,21 +1439,24 @@ class EditFindingRequest(_message.Message):
     SWEEP_ID_FIELD_NUMBER: _builtins.int
     ROW_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
+    BY_FIELD_NUMBER: _builtins.int
     sweep_id: _builtins.str
     row: _builtins.str
     """A job id, or "note:<slug>" for an operator note."""
     text: _builtins.str
     """Empty = back to the original."""
+    by: _builtins.str
     def __init__(
         self,
         *,
         sweep_id: _builtins.str = ...,
         row: _builtins.str = ...,
         text: _builtins.str = ...,
+        by: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["row", b"row", "sweep_id", b"sweep_id", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["by", b"by", "row", b"row", "sweep_id", b"sweep_id", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1482,9 +1485,12 @@ class RateClipRequest(_message.Message):
     SCORE10_FIELD_NUMBER: _builtins.int
     TICKS_FIELD_NUMBER: _builtins.int
     RUBRIC_SHA256_FIELD_NUMBER: _builtins.int
+    RATER_FIELD_NUMBER: _builtins.int
     job_id: _builtins.str
     score10: _builtins.float
     rubric_sha256: _builtins.str
+    rater: _builtins.str
+    """Who says so, in their own words: the token proves nobody's name. Empty = "a person"."""
     @_builtins.property
     def ticks(self) -> _containers.RepeatedCompositeFieldContainer[_events_pb2.Tick]: ...
     def __init__(
@@ -1494,10 +1500,11 @@ class RateClipRequest(_message.Message):
         score10: _builtins.float | None = ...,
         ticks: _abc.Iterable[_events_pb2.Tick] | None = ...,
         rubric_sha256: _builtins.str = ...,
+        rater: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_score10", b"_score10", "score10", b"score10"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score10", b"_score10", "job_id", b"job_id", "rubric_sha256", b"rubric_sha256", "score10", b"score10", "ticks", b"ticks"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_score10", b"_score10", "job_id", b"job_id", "rater", b"rater", "rubric_sha256", b"rubric_sha256", "score10", b"score10", "ticks", b"ticks"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__score10: _TypeAlias = _typing.Literal["score10"]  # noqa: Y015
     _WhichOneofArgType__score10: _TypeAlias = _typing.Literal["_score10", b"_score10"]  # noqa: Y015
@@ -1527,19 +1534,22 @@ class VotePairRequest(_message.Message):
     LEFT_JOB_ID_FIELD_NUMBER: _builtins.int
     RIGHT_JOB_ID_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
+    RATER_FIELD_NUMBER: _builtins.int
     left_job_id: _builtins.str
     right_job_id: _builtins.str
     outcome: _events_pb2.PairOutcome.ValueType
+    rater: _builtins.str
     def __init__(
         self,
         *,
         left_job_id: _builtins.str = ...,
         right_job_id: _builtins.str = ...,
         outcome: _events_pb2.PairOutcome.ValueType = ...,
+        rater: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_job_id", b"left_job_id", "outcome", b"outcome", "right_job_id", b"right_job_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["left_job_id", b"left_job_id", "outcome", b"outcome", "rater", b"rater", "right_job_id", b"right_job_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

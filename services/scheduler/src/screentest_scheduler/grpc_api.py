@@ -61,6 +61,7 @@ MAX_VITALS_S = 3600.0
 # The clocks of two hosts differ a little.
 VITALS_MARGIN = timedelta(seconds=60)
 BY = "a person"
+LONGEST_NAME = 80
 
 
 class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
@@ -172,7 +173,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
         async def call() -> Any:
             rated = Rated(
                 job_id=request.job_id,
-                rater=BY,
+                rater=_who(request.rater),
                 score10=request.score10 if request.HasField("score10") else None,
                 ticks=tuple(wire.from_wire(item, Tick) for item in request.ticks),
                 rubric_sha256=request.rubric_sha256,
@@ -186,14 +187,15 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
         async def call() -> Any:
             outcome = wire.enum_member(request.outcome, PairOutcome)
             left, right = request.left_job_id, request.right_job_id
-            await self._people.vote(PairVoted(left_job_id=left, right_job_id=right, outcome=outcome, rater=BY))
+            rater = _who(request.rater)
+            await self._people.vote(PairVoted(left_job_id=left, right_job_id=right, outcome=outcome, rater=rater))
             return scheduler_pb2.VotePairResponse()
 
         return await _answer(context, call)
 
     async def EditFinding(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
-            edited = FindingEdited(row=request.row, text=request.text, by=BY)
+            edited = FindingEdited(row=request.row, text=request.text, by=_who(request.by))
             await self._people.edit_finding(request.sweep_id, edited)
             return scheduler_pb2.EditFindingResponse()
 
@@ -544,3 +546,8 @@ class Server:
     async def _serving(self, status: Any) -> None:
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
+
+
+def _who(name: str) -> str:
+    """The name that a person gave, on one line."""
+    return " ".join(name.split())[:LONGEST_NAME] or BY

@@ -19,7 +19,7 @@ from screentest_ui.panel_jobs import jobs_of, now, retry_jobs, show_job
 from screentest_ui.panel_judging import show_judging
 from screentest_ui.panel_queue import at_work, reasons, waiting
 from screentest_ui.panel_rating import show_findings, show_pairs, show_rating
-from screentest_ui.panel_report import revision_of
+from screentest_ui.panel_report import Revision, revision_of
 from screentest_ui.panel_sweep import (
     ClipCard,
     EndingCard,
@@ -210,11 +210,13 @@ def show_view(sweep: Sweep, jobs: Sequence[Job]) -> None:
         case "Side by side":
             st.fragment(show_side_by_side)(sweep_id, clips(jobs))
         case "Rate blind":
-            st.fragment(show_rating)(sweep_id)
+            said = newest_revision(sweep_id)
+            st.fragment(show_rating)(sweep_id, said.conflicts if said is not None else frozenset())
         case "Blind pairs":
             st.fragment(show_pairs)(sweep_id)
         case "Findings":
-            st.fragment(show_findings)(sweep_id, composed(sweep_id))
+            said = newest_revision(sweep_id)
+            st.fragment(show_findings)(sweep_id, dict(said.findings) if said is not None else {})
         case "Judge again":
             st.fragment(show_judging)(sweep_id)
         case _:
@@ -230,14 +232,13 @@ def show_results(sweep_id: str, cards: Sequence[ClipCard], ended: Sequence[Endin
         show_endings(ended)
 
 
-def composed(sweep_id: str) -> dict[str, str]:
-    """The words of the newest report by row; none while it is not out, then the model table's own stand."""
+def newest_revision(sweep_id: str) -> Revision | None:
+    """Of the report; None while it is not out, then the model table's own words stand."""
     document = Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="report.json")
     try:
-        revision = revision_of(fetched(newest(document)))
+        return revision_of(fetched(newest(document)))
     except ScreentestError:
-        return {}
-    return dict(revision.findings) if revision is not None else {}
+        return None
 
 
 def show_endings(cards: Sequence[EndingCard]) -> None:
