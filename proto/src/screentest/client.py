@@ -41,6 +41,7 @@ from screentest.records import (
     Progress,
     Rated,
     RubricRef,
+    StreamView,
     Sweep,
     SweepEvent,
     SweepSpec,
@@ -161,18 +162,11 @@ class ArtifactUrl:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class StreamSize:
-    name: str
-    messages: int
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Servers:
     """``version``: of the scheduler's code. ``depot_problem``: why the depot cannot be used; empty = it answers."""
 
     version: str
-    streams: tuple[StreamSize, ...]
+    streams: tuple[StreamView, ...]
     depot_url: str
     depot_bucket: str
     depot_problem: str
@@ -447,9 +441,7 @@ class Client:
         reply = self._call("GetServers", scheduler_pb2.GetServersRequest())
         return Servers(
             version=reply.version,
-            streams=tuple(
-                StreamSize(name=item.name, messages=item.messages, size_bytes=item.size_bytes) for item in reply.streams
-            ),
+            streams=_records(reply.streams, StreamView),
             depot_url=reply.depot_url,
             depot_bucket=reply.depot_bucket,
             depot_problem=reply.depot_problem,

@@ -1053,6 +1053,13 @@ class LaneView:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StreamView:
+    name: str
+    messages: int
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceView:
     host: str
     device: str
