@@ -103,7 +103,13 @@ class Sweep:
         )
         job_id = f"judge-{number}"
         spec = replace(
-            of, job_id=job_id, lane_id=judge.lane_id, lane_title=judge.lane_title, task=Task.JUDGE, judged=judged
+            of,
+            job_id=job_id,
+            lane_id=judge.lane_id,
+            lane_title=judge.lane_title,
+            lane_digest=judge.lane_digest,
+            task=Task.JUDGE,
+            judged=judged,
         )
         artifact = Artifact(
             kind=ArtifactKind.JUDGEMENT, key=f"j/{job_id}", sha256=job_id, size_bytes=1, content_type="application/json"
@@ -249,6 +255,23 @@ def test_a_judge_that_succeeded_on_its_second_try_counts() -> None:
     sweep.see(SIGLIP, "wan", IN_ORDER)
     found = sweep.score("wan").score
     assert (found.score10 is not None, found.left_out) == (True, ())
+
+
+def test_two_versions_of_a_judge_never_stand_in_one_column() -> None:
+    """Its file was changed, and only some clips were judged by the new one."""
+    lanes = ("wan", "ltx", "svd")
+    sweep, newer = Sweep(*lanes), replace(SIGLIP, lane_digest="e" * 64)
+    for lane_id in lanes:
+        sweep.measure(lane_id)
+    for lane_id in ("wan", "ltx"):
+        sweep.see(SIGLIP, lane_id, IN_ORDER)
+    sweep.see(newer, "svd", IN_ORDER)
+    assert [sweep.score(lane_id).score.score10 is not None for lane_id in lanes] == [True, True, False]
+    assert "another version" in sweep.score("svd").score.not_scored
+    for lane_id in ("wan", "ltx"):
+        sweep.see(newer, lane_id, NOTHING)
+    first, second, third = (sweep.score(lane_id).score.score10 or 0.0 for lane_id in lanes)
+    assert (first < 3, second < 3, third > 8) == (True, True, True)
 
 
 def test_of_one_tier_the_same_judge_counts_for_every_row() -> None:

@@ -25,6 +25,7 @@ from screentest_reporter.votes import Preferred
 
 # Of the probe that looks at every clip as it is written: it proves a dead clip, and knows nothing of motion.
 PROBE: Final = "probe"
+OTHER_VERSION = "another version of this judge answered; `screentest judge` asks the present one"
 # What scores need of the many things that pixels say.
 MEASURED: Final = ("flags", "thresholds_version", "camera", "file")
 NOT_MEASURED: Final = "its pixels were not measured"
@@ -142,11 +143,15 @@ class _Tally:
         return self._verdicts.get((prompt_index, judges[-1])) if judges else None
 
     def _counted(self, job: Job) -> scoring.Judgement | None:
-        """What the judge that counts in its tier said of a clip; None while it has not ended, and for pixels."""
+        """What the judge that counts in its tier said of a clip; None while it has not ended, and for pixels.
+
+        Answers of another version of that judge's file are left out, and say so: one column is one judge.
+        """
         judged = self._judgement(job)
-        if judged is None or self._judges[job.spec.prompt_index].get(judged.tier) != job.spec.lane_id:
+        chosen = self._judges[job.spec.prompt_index].get(judged.tier) if judged is not None else None
+        if judged is None or chosen is None or chosen[0] != job.spec.lane_id:
             return None
-        return judged
+        return judged if chosen[1] == job.spec.lane_digest else replace(judged, answers={}, error=OTHER_VERSION)
 
     def _judgement(self, job: Job) -> scoring.Judgement | None:
         tier = self._tier(job)
@@ -175,15 +180,17 @@ class _Tally:
         tier = next((judge.tier for judge in plans if judge.lane_id == job.spec.lane_id), "c")
         return cast("Literal['a', 'b', 'c']", tier)
 
-    def _chosen(self, prompt_index: int) -> dict[Tier, str]:
-        """Of each tier the judge that has answered about most clips of the prompt; of two equal ones the later."""
-        answered: dict[tuple[Tier, str], int] = {}
-        last: dict[tuple[Tier, str], int] = {}
+    def _chosen(self, prompt_index: int) -> dict[Tier, tuple[str, str]]:
+        """Of each tier the judge, and the digest of its file, that has answered about most clips of the prompt; of two
+        equal ones the later.
+        """
+        answered: dict[tuple[Tier, tuple[str, str]], int] = {}
+        last: dict[tuple[Tier, tuple[str, str]], int] = {}
         for position, job in enumerate(self.judging):
             judgement = self._judgement(job) if job.spec.prompt_index == prompt_index else None
             if judgement is None or not self._is_of_clip(job):
                 continue
-            key = (judgement.tier, judgement.judge_id)
+            key = (judgement.tier, (job.spec.lane_id, job.spec.lane_digest))
             answered[key] = answered.get(key, 0) + (not judgement.error)
             last[key] = position
         ordered = sorted(answered, key=lambda key: (answered[key], last[key]))
@@ -230,10 +237,10 @@ class _Tally:
     def _judged(self) -> Iterable[tuple[tuple[int, str], Verdict]]:
         for prompt_index, by_tier in sorted(self._judges.items()):
             rubric = self.rubric(prompt_index)
-            for judge_id in by_tier.values() if rubric is not None else ():
+            for judge_id, digest in by_tier.values() if rubric is not None else ():
                 assert rubric is not None
                 found = (job for job in self.judging if job.spec.prompt_index == prompt_index)
-                jobs = [job for job in found if job.spec.lane_id == judge_id]
+                jobs = [job for job in found if (job.spec.lane_id, job.spec.lane_digest) == (judge_id, digest)]
                 yield (prompt_index, judge_id), self._verdict(rubric, judge_id, jobs)
 
     def _verdict(self, rubric: Rubric, judge_id: str, jobs: Sequence[Job]) -> Verdict:
