@@ -312,7 +312,7 @@ async def test_judge_without_weights_is_refused_before_it_starts(
         outcome = await worker.outcome(spec)
         assert outcome.failure_class is FailureClass.PREFLIGHT_REFUSED
         assert outcome.cause.startswith("the weights are not there")
-        assert outcome.fix.startswith("fetch someone/siglip into ")
+        assert outcome.fix.startswith("run `screentest models pull embedder`")
 
 
 async def test_embedding_judge_answers_per_window_and_survives_a_question_that_is_too_long(

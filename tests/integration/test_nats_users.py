@@ -166,8 +166,14 @@ async def test_telemetry_publishes_vitals_of_its_host(scheduler: Bus, as_user) -
     await telemetry.publish(subjects.vitals(HOST), b"v")
     await telemetry.publish(subjects.vitals("another"), b"v")
     await telemetry.flush()
-    stored = [item.subject async for item in scheduler.read("VITALS", ["vitals.>"])]
-    assert stored == [subjects.vitals(HOST)]
+
+    async def stored() -> list[str]:
+        return [item.subject async for item in scheduler.read("VITALS", ["vitals.>"])]
+
+    async with asyncio.timeout(10):  # a flush is answered before the stream has written
+        while not await stored():
+            await asyncio.sleep(0.05)
+    assert await stored() == [subjects.vitals(HOST)]
     await telemetry.close()
 
 
