@@ -92,6 +92,7 @@ class Bench:
             job_id=f"judge-{self._number}",
             lane_id=judge.lane_id,
             lane_title=judge.lane_title,
+            lane_digest=judge.lane_digest,
             task=Task.JUDGE,
             judged=judged,
         )
