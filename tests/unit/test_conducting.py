@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from screentest.errors import NotPossibleNow
-from screentest_scheduler.conducting import AT_ONCE, Conductor
+from screentest_scheduler.conducting import Conductor
+from screentest_scheduler.journal import AT_ONCE
 from screentest_scheduler.ledger import Ledger
 from tests.made_judgings import STRANGER
 
@@ -20,7 +21,8 @@ def conductor() -> Conductor:
 
 async def test_job_that_changes_too_fast_leaves_no_other_uncancelled(monkeypatch: pytest.MonkeyPatch) -> None:
     """In a sweep of ten thousand the tail lags behind by seconds: one refusal left all later jobs computing."""
-    subject, cancelled = conductor(), []
+    whole, cancelled = conductor(), []
+    subject = whole.canceller
 
     async def cancel(job_id: str, by: str) -> bool:
         if job_id == "job-3":
@@ -35,7 +37,7 @@ async def test_job_that_changes_too_fast_leaves_no_other_uncancelled(monkeypatch
     jobs = [SimpleNamespace(spec=SimpleNamespace(job_id=job_id)) for job_id in job_ids]
     monkeypatch.setattr(subject, "cancel", cancel)
     monkeypatch.setattr(subject, "_journal", SimpleNamespace(write_missing_jobs=nothing_is_missing))
-    monkeypatch.setattr(subject, "judging", SimpleNamespace(write=nothing_is_missing))
+    monkeypatch.setattr(subject, "_judging", SimpleNamespace(write=nothing_is_missing))
     monkeypatch.setattr(subject._ledger, "sweep_jobs", lambda sweep_id: jobs)
     monkeypatch.setattr(subject._ledger, "judge_jobs", lambda sweep_id: [])
     with pytest.raises(NotPossibleNow, match="job-3"):
@@ -51,6 +53,6 @@ async def test_job_whose_sweep_has_left_ends_no_scheduler(monkeypatch: pytest.Mo
         spec = type("Spec", (), {"job_id": "job-of-a-sweep-that-left"})
 
     monkeypatch.setattr(subject._ledger, "active_jobs", lambda: [Gone])
-    monkeypatch.setattr(subject, "places", lambda: ())
+    monkeypatch.setattr(subject.turns, "places", lambda: ())
     async with asyncio.TaskGroup() as group:
         await subject._pass(group)

@@ -23,12 +23,12 @@ class Expecter:
     def expectations(self) -> dict[str, Expectation]:
         """By job id, for every job that waits or is on a device."""
         found: dict[str, Expectation] = {}
-        for place in self._conductor.places():
+        for place in self._conductor.turns.places():
             found.update(self._of_device(*place))
         return found
 
     def _of_device(self, host: str, device: str) -> dict[str, Expectation]:
-        slot = self._conductor.slot(host, device)
+        slot = self._conductor.turns.slot(host, device)
         holder = self._ledger.jobs.get(slot.holder)
         run_s = self._cost(holder, holder.rung).run_s(is_loaded=holder.is_warm) if holder else None
         found = forecast.expectations(

@@ -133,7 +133,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     async def CancelSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
-            cancelled = await self._conductor.cancel_sweep(request.sweep_id, BY)
+            cancelled = await self._conductor.canceller.cancel_sweep(request.sweep_id, BY)
             return scheduler_pb2.CancelSweepResponse(jobs=cancelled)
 
         return await _answer(context, call)
@@ -233,7 +233,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
     async def CancelJob(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
             entry = self._ledger.job(request.job_id)
-            if not await self._conductor.cancel(request.job_id, BY) and not entry.is_cancelling:
+            if not await self._conductor.canceller.cancel(request.job_id, BY) and not entry.is_cancelling:
                 state = self._ledger.job(request.job_id).state.value
                 raise errors.NotPossibleNow(f"job {request.job_id} cannot be cancelled any more: it is {state}")
             return scheduler_pb2.CancelJobResponse(job=wire.to_wire(await self._views.job(request.job_id)))
@@ -281,7 +281,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
     async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
             host = request.host or self._default_host
-            await self._conductor.drain(host, request.device, request.reason.strip() or f"drained by {BY}")
+            await self._conductor.turns.drain(host, request.device, request.reason.strip() or f"drained by {BY}")
             device = await self._views.device(host, request.device)
             return scheduler_pb2.DrainResponse(device=wire.to_wire(device))
 
@@ -301,7 +301,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     async def Undrain(self, request: Any, context: Any) -> Any:  # noqa: N802
         async def call() -> Any:
-            await self._conductor.undrain(request.host or self._default_host, request.device, BY)
+            await self._conductor.turns.undrain(request.host or self._default_host, request.device, BY)
             device = await self._views.device(request.host or self._default_host, request.device)
             return scheduler_pb2.UndrainResponse(device=wire.to_wire(device))
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import datetime
 
 import structlog
@@ -34,6 +35,9 @@ from screentest_scheduler.transitions import Entry
 
 log = structlog.get_logger()
 
+# Appends to different jobs that are on their way together: one after the other, the cancel of a sweep of 10,000 takes
+# longer than its caller waits, and nothing else is followed up meanwhile.
+AT_ONCE = 64
 # Jobs of one filtered read; the broker's limit for subjects in one filter is far above.
 READ_AT_ONCE = 200
 # The tail is behind by milliseconds; after a reconnect by a few seconds.
@@ -279,3 +283,10 @@ def _seconds_since(boottime_ns: int) -> float:
 
 def _snake(name: str) -> str:
     return "".join(f"_{char.lower()}" if char.isupper() else char for char in name).lstrip("_")
+
+
+def batched(job_ids: Iterable[str]) -> Iterator[tuple[str, ...]]:
+    """AT_ONCE of them at a time, in order."""
+    remaining = iter(job_ids)
+    while some := tuple(itertools.islice(remaining, AT_ONCE)):
+        yield some

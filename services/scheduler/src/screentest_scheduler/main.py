@@ -81,7 +81,7 @@ async def _serve(
         ack_wait_s=settings.ack_wait_s,
         drain_after_s=settings.drain_after_s,
     )
-    await conductor.make_consumers((*catalogue, *judge_lanes))
+    await conductor.dispatcher.make_consumers(places, (*catalogue, *judge_lanes))
     await conductor.presence.listen(bus)
     await conductor.faults.listen(bus)
     archiver = Archiver(
@@ -111,8 +111,8 @@ async def _serve(
         rubrics,
         conductor.presence,
         judge_lanes,
-        conductor.places,
-        conductor.cancel,
+        conductor.turns.places,
+        conductor.canceller.cancel,
     )
     api = SchedulerApi(
         bus=bus,

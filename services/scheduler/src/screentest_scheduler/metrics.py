@@ -61,8 +61,8 @@ def read(ledger: Ledger, conductor: Conductor, lane_ids: Iterable[str]) -> Itera
     over = sum(ledger.is_over(sweep_id) for sweep_id in ledger.sweeps)
     for state, count in (("open", len(ledger.sweeps) - over), ("over", over), ("archived", len(ledger.archived))):
         yield Number(family=SWEEPS, labels={"state": state}, value=count)
-    for host, device in conductor.places():
-        slot, place = conductor.slot(host, device), {"host": host, "device": device}
+    for host, device in conductor.turns.places():
+        slot, place = conductor.turns.slot(host, device), {"host": host, "device": device}
         yield Number(family=DRAINED, labels=place, value=bool(slot.drained_reason))
         yield Number(family=BUSY, labels=place, value=bool(slot.holder))
         alive = conductor.presence.lanes_alive(host, device)

@@ -97,10 +97,10 @@ class Views:
         return lanes + [self._judge(judge) for judge in self._judges.values()]
 
     async def devices(self) -> list[DeviceView]:
-        return list(await asyncio.gather(*(self.device(*place) for place in self._conductor.places())))
+        return list(await asyncio.gather(*(self.device(*place) for place in self._conductor.turns.places())))
 
     async def device(self, host: str, device: str) -> DeviceView:
-        slot = self._conductor.slot(host, device)
+        slot = self._conductor.turns.slot(host, device)
         runners = self._conductor.presence.runners(host, device)
         proof = await self._conductor.settler.proof_as_left(host, device)
         return DeviceView(
@@ -125,7 +125,7 @@ class Views:
         may_wait = job.state in {JobState.QUEUED, JobState.ENDED}
         return replace(
             job,
-            waits_for=self._conductor.waits_for(entry) if may_wait else "",
+            waits_for=self._conductor.turns.waits_for(entry) if may_wait else "",
             progress=progress,
             expected_wait_s=expected.wait_s,
             expected_run_s=expected.run_s,

@@ -93,7 +93,7 @@ async def _waiting(ledger: Ledger, conductor: Conductor, sweep_id: str, said: as
     """Why each queued job waits, when that changes."""
     told: dict[str, str] = {}
     while True:
-        waiting = conductor.waiting(ledger.open_jobs_of(sweep_id))
+        waiting = conductor.turns.waiting(ledger.open_jobs_of(sweep_id))
         for job_id in told | waiting:
             reason = waiting.get(job_id, "")  # a job that waits no more is told as well
             if told.get(job_id, "") != reason:
