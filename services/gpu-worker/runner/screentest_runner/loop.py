@@ -14,7 +14,7 @@ from pathlib import Path
 from threading import Event, Lock, Thread
 from typing import Any, BinaryIO
 
-from screentest_runner import frames, pace
+from screentest_runner import frames
 from screentest_runner.adapters import Adapter, Holder, holder_of
 from screentest_runner.adapters.judge import JudgeAdapter, presence
 from screentest_runner.failures import OOM_BY_PHASE, AttemptFailure, classify
@@ -152,7 +152,7 @@ class Runner:
             case Load():
                 self._guard(request, request.attempt_id, Phase.LOADING)
             case Generate():
-                self._attempt(request, _limit_of(request), Phase.ENCODING_PROMPT)
+                self._attempt(request, request.limit_s, Phase.ENCODING_PROMPT)
             case Judge():
                 self._attempt(request, None, Phase.JUDGING)
             case _:
@@ -217,9 +217,9 @@ class Runner:
             device_bytes=adapter.device_bytes(),
         )
 
-    def _attempt(self, request: Generate | Judge, limit: pace.Limit | None, first: Phase) -> None:
+    def _attempt(self, request: Generate | Judge, limit_s: float | None, first: Phase) -> None:
         cancelled = self._inbox.cancellation(request.attempt_id)
-        progress = AttemptProgress(request.attempt_id, self._send, cancelled, limit, first)
+        progress = AttemptProgress(request.attempt_id, self._send, cancelled, limit_s, first)
         try:
             self._send(
                 self._decode(request, progress) if isinstance(request, Generate) else self._judge(request, progress)
@@ -300,12 +300,6 @@ class Runner:
         if isinstance(self._adapter, JudgeAdapter) != isinstance(request, Judge):
             raise AttemptFailure(FailureClass.INFRASTRUCTURE, f"{what} is nothing that lane {self._lane_id!r} does")
         return self._adapter
-
-
-def _limit_of(request: Generate) -> pace.Limit | None:
-    if request.limit_s is None:
-        return None
-    return pace.Limit(limit_s=request.limit_s, decode_s=request.decode_s or 0.0)
 
 
 def _failed(attempt_id: str | None, error: Exception, phase: Phase) -> Failed:

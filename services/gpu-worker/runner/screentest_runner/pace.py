@@ -5,35 +5,26 @@ Pure: no clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.protocol import FailureClass
 
 FIRST_JUDGED_STEP = 2  # the first one also pays for kernels that are chosen, compiled or moved to the device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Limit:
-    """limit_s: what the attempt may take from its beginning. decode_s: of it, what the decoding is known to need."""
+def check_pace(limit_s: float, *, elapsed_s: float, fastest_s: float, done: int, steps: int) -> None:
+    """Raises AttemptFailure(timeout) when even at its fastest pace the attempt would pass its limit, the decoding not
+    counted: what that takes nobody knows as well as the steps say what they take.
 
-    limit_s: float
-    decode_s: float = 0.0
-
-
-def check_pace(limit: Limit, *, elapsed_s: float, fastest_s: float, done: int, steps: int) -> None:
-    """Raises AttemptFailure(timeout) when even at its fastest pace the attempt would pass its limit.
-
-    fastest_s: of the steps after the first. done: steps so far; of the last one on, only the clock of the supervisor
-    counts, because what is left is not denoising.
+    limit_s, elapsed_s: from the attempt's beginning. fastest_s: of the steps after the first. done: steps so far; of
+    the last one on, only the clock of the supervisor counts, because what is left is not denoising.
     """
     if done < FIRST_JUDGED_STEP or done >= steps:
         return
-    projected_s = elapsed_s + (steps - done) * fastest_s + limit.decode_s
-    if projected_s > limit.limit_s:
+    projected_s = elapsed_s + (steps - done) * fastest_s
+    if projected_s > limit_s:
         raise AttemptFailure(
             FailureClass.TIMEOUT,
-            f"a step takes {fastest_s:.3g} s, so {steps} steps with all around them would end after "
-            f"{projected_s:,.0f} s, the limit is {limit.limit_s:,.0f} s: stopped after step {done}; ask for fewer "
+            f"a step takes {fastest_s:.3g} s, so {steps} steps would end after "
+            f"{projected_s:,.0f} s, the limit is {limit_s:,.0f} s: stopped after step {done}; ask for fewer "
             "frames or steps or a smaller size, or retry: a retry has limits.attempt_s of the lane file",
         )

@@ -21,7 +21,8 @@ def phase_changed(attempt_id: str | None, phase: Phase) -> PhaseChanged:
 
 class AttemptProgress:
     """Told by the adapter what happens; tells the supervisor and raises when the attempt was cancelled, or when its
-    steps are too slow for its limit. limit: None when nobody set one. first: the phase it begins in.
+    steps are too slow for its limit. limit_s: seconds from its beginning, None when nobody set any. first: the phase
+    it begins in.
     """
 
     def __init__(
@@ -29,7 +30,7 @@ class AttemptProgress:
         attempt_id: str,
         reply: Reply,
         cancelled: Event,
-        limit: pace.Limit | None = None,
+        limit_s: float | None = None,
         first: Phase = Phase.ENCODING_PROMPT,
     ) -> None:
         self.attempt_id = attempt_id
@@ -38,7 +39,7 @@ class AttemptProgress:
         self.timings_s: dict[str, float] = {}
         self.steps_done = 0
         self._reply = reply
-        self._limit = limit
+        self._limit_s = limit_s
         self._fastest_s: float | None = None  # of the steps after the first
         self._phase_ended: PhaseEnded | None = None
         self._began = self._phase_began = self._step_began = time.perf_counter()
@@ -91,9 +92,9 @@ class AttemptProgress:
     def _check_pace(self, elapsed_s: float, step_s: float, steps: int) -> None:
         if self.steps_done > 1:
             self._fastest_s = min(step_s, self._fastest_s or step_s)
-        if self._limit is not None and self._fastest_s is not None:
+        if self._limit_s is not None and self._fastest_s is not None:
             pace.check_pace(
-                self._limit, elapsed_s=elapsed_s, fastest_s=self._fastest_s, done=self.steps_done, steps=steps
+                self._limit_s, elapsed_s=elapsed_s, fastest_s=self._fastest_s, done=self.steps_done, steps=steps
             )
 
     def check_cancelled(self) -> None:

@@ -125,8 +125,8 @@ class Generate:
     call: the pipeline's final keyword arguments without image, generator and callbacks (already mapped from the
     generic names). keyframe_path: an image file, or None. frames_path: where the raw frames go, (T, H, W, 3) uint8 in
     C order without header. fps: frames per second of the clip; only the encoder and a few pipelines use it.
-    limit_s: seconds this attempt may still take; it ends as `timeout` at once when its first steps say that it cannot.
-    decode_s: of them, what decoding is known to need. None: no limit, not known.
+    limit_s: seconds this attempt may still take; it ends as `timeout` at once when its first steps say that the rest of
+    them alone would take longer. None: no limit.
     """
 
     attempt_id: str
@@ -136,7 +136,6 @@ class Generate:
     fps: float
     keyframe_path: str | None = None
     limit_s: float | None = None
-    decode_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
