@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import os
 import re
 import shutil
@@ -35,6 +37,7 @@ from tests.integration.panel_scheduler import (
     sweep_spec,
     vitals,
 )
+from tests.made_clips import write_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -104,7 +107,7 @@ def _wait_for(url: str, within_s: float = 30) -> None:
 
 
 @pytest.fixture
-def world() -> World:
+def world(tmp_path: Path) -> World:
     """A night in the middle: jobs in every state, hostile text everywhere, a drained device."""
     judge = lane("qwen", HOSTILE, Task.JUDGE, tier="c")
     world = World(lanes=[lane("stub", "Stub"), lane("stub-i2v", HOSTILE, Task.I2V, alive=False), judge])
@@ -118,7 +121,10 @@ def world() -> World:
     )
     skipped = (SkippedLane(lane_id="stub-i2v", lane_title=HOSTILE, reason=HOSTILE),)
     world.add(*jobs, spec=sweep_spec(title=HOSTILE, prompts=(HOSTILE,)), skipped=skipped)
-    world.artifacts = dict.fromkeys(("good", "fine"), "http://127.0.0.1:9/none.mp4")
+    write_clip(tmp_path / "clip.mp4")
+    clip = (tmp_path / "clip.mp4").read_bytes()
+    world.artifacts = dict.fromkeys(("good", "fine"), f"data:video/mp4;base64,{base64.b64encode(clip).decode()}")
+    world.hashes = dict.fromkeys(("good", "fine"), hashlib.sha256(clip).hexdigest())
     rated = Rated(job_id="good", rater=HOSTILE, score10=6)
     world.votes = Votes(ratings=(rated,), pairs=(), findings=(FindingEdited(row="good", text=HOSTILE, by=HOSTILE),))
     world.devices = [
@@ -297,6 +303,9 @@ def play_in_step(page: Page) -> None:
 VIDEOS = """[...document.querySelectorAll('*')].filter(part => part.shadowRoot)
     .flatMap(part => [...part.shadowRoot.querySelectorAll('video')])"""
 READY = f"() => {VIDEOS}.length === 2 && {VIDEOS}.every(video => video.readyState >= 3)"
+# The panel itself serves it, in parts, under a name that is made of its content.
+BLIND = f"""() => {VIDEOS}.length === 1 && {VIDEOS}[0].readyState >= 3
+    && /^\\/media\\/[0-9a-f]+\\.mp4$/.test(new URL({VIDEOS}[0].src).pathname)"""
 PLAYED_FOR_5_S = f"() => {VIDEOS}[0].currentTime > 5"
 PLACES = f"() => {VIDEOS}.map(video => video.currentTime)"
 
@@ -304,6 +313,7 @@ PLACES = f"() => {VIDEOS}.map(video => video.currentTime)"
 def rate_blind(page: Page) -> None:
     look_at(page, "Rate blind")
     expect(page.get_by_text("0 clips of 2 rated")).to_be_visible()
+    page.wait_for_function(BLIND)
     slider = page.get_by_role("slider", name="How well")
     for _ in range(6):
         slider.press("ArrowRight")

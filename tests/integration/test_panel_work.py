@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +15,7 @@ from screentest.records import Estimate, JobState, JudgeCost, Task, Weights
 from screentest_ui import panel_access
 from tests.integration.panel_scheduler import World, job, lane, progress, serve, sweep_spec, vitals
 from tests.integration.test_panel import PANEL, PNG, filled, healthy, opened, table, words
+from tests.made_clips import write_clip
 from tests.made_sweeps import plan
 
 PROMPT = (
@@ -34,7 +37,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
 
 
 def judgeable(world: World) -> None:
-    """A sweep with two clips that an opinion may be had of, and one failure."""
+    """A sweep with two clips that an opinion may be had of, and one failure. Nobody can fetch the clips."""
     jobs = [
         job(name, JobState.COMPLETED, ordinal=number, lane_title=name.title(), prompt=PROMPT, weights=Weights.HUB)
         for number, name in enumerate(("ape", "bee"))
@@ -42,6 +45,22 @@ def judgeable(world: World) -> None:
     failed = job("bad", JobState.FAILED, ordinal=2, prompt=PROMPT, weights=Weights.HUB)
     world.add(*jobs, failed, settled=True, spec=sweep_spec(weights=Weights.HUB, prompts=(PROMPT,)))
     world.artifacts = {name: f"http://127.0.0.1:1/{name}.mp4" for name in ("ape", "bee")}
+
+
+def playable(world: World, depot: Path) -> None:
+    """The same with clips in a folder, under keys that name their lanes as the depot's do."""
+    judgeable(world)
+    for frames, name in enumerate(("ape", "bee"), start=8):
+        clip = depot / f"{name}-{name}-1-abcdef.mp4"
+        write_clip(clip, frames, title=f"{name.title()} in {depot}")
+        world.artifacts[name] = clip.as_uri()
+        world.hashes[name] = hashlib.sha256(clip.read_bytes()).hexdigest()
+
+
+def shown(app: AppTest) -> str:
+    """All that the view's parts and their keys tell the browser."""
+    parts = [*app.get("bidi_component"), *app.select_slider, *app.toggle, *app.checkbox, *app.warning, *app.caption]
+    return "\n".join(str(part.proto) for part in parts)
 
 
 # ---- every page in every state
@@ -172,8 +191,8 @@ def test_a_failed_job_is_tried_again_from_the_queue(world: World) -> None:
 # ---- people
 
 
-def test_a_clip_is_rated_without_its_name_and_ticked_by_element(world: World) -> None:
-    judgeable(world)
+def test_a_clip_is_rated_without_its_name_and_ticked_by_element(world: World, tmp_path: Path) -> None:
+    playable(world, tmp_path)
     app = opened("sweeps", sweep="night-tram", view="Rate blind")
     assert "0 clips of 2 rated" in words(app)
     assert app.button(key="rate").disabled
@@ -200,14 +219,36 @@ def test_nothing_of_random_weights_is_put_before_a_person(world: World) -> None:
         assert app.get("bidi_component") == []
 
 
-def test_a_pair_hides_the_names_of_its_lanes(world: World) -> None:
-    judgeable(world)
+def test_a_pair_hides_the_names_of_its_lanes(world: World, tmp_path: Path) -> None:
+    playable(world, tmp_path)
     app = opened("sweeps", sweep="night-tram", view="Blind pairs")
     (player,) = app.get("bidi_component")
-    shown = str(player.proto)
-    assert '"label": "Left"' in shown.replace('\\"', '"')
-    assert "Ape" not in shown
+    assert '"label": "Left"' in str(player.proto).replace('\\"', '"')
+    assert not re.search("ape|bee", shown(app), re.IGNORECASE)
     assert "0 votes so far" in words(app)
+
+
+def test_the_address_of_a_clip_to_rate_does_not_name_its_lane(world: World, tmp_path: Path) -> None:
+    playable(world, tmp_path)
+    app = opened("sweeps", sweep="night-tram", view="Rate blind")
+    (ticking,) = [toggle for toggle in app.toggle if toggle.label == "Tick what is there"]
+    ticking.set_value(True).run()
+    assert len(app.get("bidi_component")) == 1
+    assert len(app.checkbox) == 8
+    assert not re.search("ape|bee", shown(healthy(app)), re.IGNORECASE)
+
+
+def test_a_clip_that_the_depot_does_not_give_can_be_passed_over_unnamed(world: World, tmp_path: Path) -> None:
+    playable(world, tmp_path)
+    for clip in tmp_path.iterdir():
+        clip.unlink()
+    app = opened("sweeps", sweep="night-tram", view="Rate blind")
+    assert "the depot does not give this clip now" in app.warning[0].value
+    assert app.select_slider == []
+    assert not re.search("ape|bee", shown(app), re.IGNORECASE)
+    app.button(key="pass").click().run()
+    healthy(app.button(key="pass").click().run())
+    assert "All but 2 clips passed over" in app.success[0].value
 
 
 def test_a_finding_is_put_into_a_persons_words_and_back(world: World) -> None:

@@ -35,6 +35,11 @@ class Contender:
     seed: int
     fps: float
 
+    @property
+    def blind_name(self) -> str:
+        """Names it in the page's source, where a job's id would lead to its lane."""
+        return _lot("blind", self.job_id)[:16]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:

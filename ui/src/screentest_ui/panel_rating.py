@@ -11,7 +11,7 @@ from screentest.errors import ScreentestError
 from screentest.records import Job, PairOutcome, Sweep, Tick
 from screentest.rubric import Rubric
 from screentest_ui import panel_access, panel_link
-from screentest_ui.panel_artifacts import links
+from screentest_ui.panel_blind import blind_links
 from screentest_ui.panel_clips import clip_of
 from screentest_ui.panel_judging import rubric_of
 from screentest_ui.panel_people import (
@@ -76,23 +76,33 @@ def show_all_rated(sweep_id: str, passed: Sequence[str]) -> None:
 def show_card(sweep: Sweep, clip: Contender, asked: Rubric | None) -> None:
     left, right = st.columns([3, 2], gap="large")
     with left:
-        link = links([clip_of(clip.job_id)])[clip_of(clip.job_id)]
-        if not link.url:
+        link = blind_links([clip_of(clip.job_id)], "rated")[clip_of(clip.job_id)]
+        if link.url:
+            player([Screen(id=link.url, url=link.url, label="A clip", fps=clip.fps)], key="rated-clip")
+        else:
             st.warning(plain(link.trouble), icon=":material/cloud_off:")
-            return
-        player([Screen(id=clip.job_id, url=link.url, label="A clip", fps=clip.fps)], key="rated-clip")
         st.text(clip.prompt)
     with right:
-        score = st.select_slider("How well does it follow the prompt?", _SCORES, key=f"score-{clip.job_id}")
-        st.caption(" · ".join(f"**{value}** {words}" for value, words in ANCHORS.items()))
-        ticks = ask_ticks(clip, asked)
+        answer = ask_rating(clip, asked) if link.url else None
         with st.container(horizontal=True):
-            is_empty = score == NOT_RATED and not any(tick.present for tick in ticks)
-            if st.button("Save, next clip", key="rate", type="primary", disabled=is_empty, icon=":material/check:"):
-                rate(clip, None if score == NOT_RATED else float(score), ticks, asked)
+            if answer is not None:
+                offer_saving(clip, *answer, asked)
             if st.button("Pass", key="pass", help="This clip comes again when all others are rated."):
                 st.session_state[f"passed-{sweep.record.sweep_id}"].append(clip.job_id)
                 panel_link.redraw()
+
+
+def ask_rating(clip: Contender, asked: Rubric | None) -> tuple[float | None, tuple[Tick, ...]]:
+    """The number, None = none given, and the ticks."""
+    score = st.select_slider("How well does it follow the prompt?", _SCORES, key=f"score-{clip.blind_name}")
+    st.caption(" · ".join(f"**{value}** {words}" for value, words in ANCHORS.items()))
+    return None if score == NOT_RATED else float(score), ask_ticks(clip, asked)
+
+
+def offer_saving(clip: Contender, score10: float | None, ticks: Sequence[Tick], asked: Rubric | None) -> None:
+    is_empty = score10 is None and not any(tick.present for tick in ticks)
+    if st.button("Save, next clip", key="rate", type="primary", disabled=is_empty, icon=":material/check:"):
+        rate(clip, score10, ticks, asked)
 
 
 def ask_ticks(clip: Contender, asked: Rubric | None) -> tuple[Tick, ...]:
@@ -100,12 +110,12 @@ def ask_ticks(clip: Contender, asked: Rubric | None) -> tuple[Tick, ...]:
     if asked is None:
         st.caption("The rubric of this prompt is not to be had now; the number alone can be kept.")
         return ()
-    if not st.toggle("Tick what is there", key=f"ticking-{clip.job_id}"):
+    if not st.toggle("Tick what is there", key=f"ticking-{clip.blind_name}"):
         return ()
     return tuple(
         Tick(
             element_id=element.id,
-            present=st.checkbox(plain(element.text), key=f"tick-{clip.job_id}-{element.id}", help=element.kind),
+            present=st.checkbox(plain(element.text), key=f"tick-{clip.blind_name}-{element.id}", help=element.kind),
         )
         for element in asked.elements
     )
@@ -142,14 +152,14 @@ def show_pairs(sweep_id: str) -> None:
 
 def show_pair(found: Pair) -> None:
     wanted = [clip_of(found.left.job_id), clip_of(found.right.job_id)]
-    left, right = (links(wanted)[item] for item in wanted)
+    left, right = (blind_links(wanted, "pair")[item] for item in wanted)
     if not left.url or not right.url:
         st.warning(plain(left.trouble or right.trouble), icon=":material/cloud_off:")
         return
     st.text(found.left.prompt)
     pair(
-        Screen(id=found.left.job_id, url=left.url, label="Left", fps=found.left.fps),
-        Screen(id=found.right.job_id, url=right.url, label="Right", fps=found.right.fps),
+        Screen(id=left.url, url=left.url, label="Left", fps=found.left.fps),
+        Screen(id=right.url, url=right.url, label="Right", fps=found.right.fps),
         key="blind-pair",
         on_answer=lambda outcome: vote(found, outcome),
     )
