@@ -23,7 +23,7 @@ OLLAMA = Process(pid=4242, start_ticks=1, command="/usr/bin/ollama serve", devic
 
 
 def clip(rung: str, peak_gib: int) -> dict[str, Any]:
-    """What deploy/measured holds of a completed clip."""
+    """What deploy/measured holds of a completed clip; the worker's device is a cpu, which shares its memory."""
     held = {"denoising": peak_gib * GIB}
     return {
         "lane_id": "stub",
@@ -35,6 +35,7 @@ def clip(rung: str, peak_gib: int) -> dict[str, Any]:
         "step_s": [0.05],
         "held_bytes": held,
         "tensor_bytes": held,
+        "is_unified": True,
     }
 
 

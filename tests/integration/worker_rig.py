@@ -363,7 +363,7 @@ class Rig:
             host=HOST,
             device=DEVICE,
             lock_name=self.lock_path.name,
-            memory_kind="unknown",
+            memory_kind="unified",
             memory_free_bytes=self.free_bytes,
             foreign=self.foreign,
         )

@@ -564,6 +564,7 @@ def test_rungs_without_use_on_unified_memory_are_left_empty() -> None:
         (ON_GPU, ("resident", "offload", "fp8")),
         (replace(ON_GPU, facts=facts), ("resident", "", "fp8")),
         (replace(ON_GPU, facts=replace(facts, memory_kind="device")), ("resident", "offload", "fp8")),
+        (ON_CPU, ("resident", "", "fp8")),
     ):
         made = planning.plan_lane(lane, asked(WAN), place)
         assert isinstance(made, LanePlan)

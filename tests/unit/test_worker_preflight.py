@@ -301,6 +301,11 @@ class TestDeviceMemory:
         assert (found.free_bytes, found.ceiling_bytes) == (3 * GIB, 24 * GIB)
         assert (found.unified, found.gpu_name) == (False, "Card")
 
+    @pytest.mark.parametrize("kind", ["unified", "unknown"])
+    def test_a_cpu_shares_its_memory_whatever_is_said_of_it(self, kind: str) -> None:
+        found = device_memory.of_device(device(kind, device="cpu-0", memory_free_bytes=9 * GIB), MEMINFO)
+        assert (found.unified, found.free_bytes) == (True, 9 * GIB)
+
     def test_what_the_driver_keeps_for_itself_comes_back_from_nobody(self) -> None:
         free = int(23.4 * GIB)
         found = device_memory.of_device(device(memory_total_bytes=24 * GIB, memory_free_bytes=free), MEMINFO)

@@ -12,7 +12,7 @@ import pytest
 from screentest.records import DeviceFacts, Process
 from screentest_worker.runner import RunnerSlot
 
-FACTS = DeviceFacts(host="local", device="cpu-0", lock_name="cpu-0.lock", memory_kind="unknown")
+FACTS = DeviceFacts(host="local", device="cpu-0", lock_name="cpu-0.lock", memory_kind="unified")
 
 
 class ChildStandIn:

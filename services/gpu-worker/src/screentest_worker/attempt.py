@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from screentest.devices import is_cpu, is_unified
 from screentest.errors import BadRequest, Unavailable
 from screentest.kit import clock
 from screentest.kit.bus import WrongLastSequence
@@ -208,7 +209,7 @@ class Turns:
     async def _open(self, runner: Runner, proof: Proof) -> Hold | Outcome | str:
         runner.is_open = True  # even if telemetry's answer gets lost: it may be registered
         await self._telemetry.register(runner.process)
-        runner.send(Open(lock_fd=runner.lock_fd, device="cpu" if self._device.startswith("cpu") else "cuda:0"))
+        runner.send(Open(lock_fd=runner.lock_fd, device="cpu" if is_cpu(self._device) else "cuda:0"))
         answer = await self._opened(runner)
         match answer:
             case Locked():
@@ -340,7 +341,7 @@ class Turns:
 
     async def _blamed(self, hand: InHand, ending: Outcome) -> Outcome:
         """The same ending, or the device's own failure: the runner hears of that first, and in many words."""
-        if hand.stop_reason is not None or self._device.startswith("cpu"):
+        if hand.stop_reason is not None or is_cpu(self._device):
             return ending
         try:
             fault = (await self._telemetry.proof(ProofKind.HANDOVER)).fault
@@ -379,8 +380,7 @@ class Turns:
 
     @property
     def _is_unified(self) -> bool:
-        known = self._telemetry.known_facts
-        return known is not None and known.memory_kind == "unified"
+        return is_unified(self._device, self._telemetry.known_facts)
 
     @property
     def _gpu_name(self) -> str | None:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from screentest.devices import is_cpu, is_unified
 from screentest.memory import GIB
 from screentest.records import DeviceFacts, Process
 
@@ -36,12 +37,13 @@ def read(facts: DeviceFacts) -> DeviceMemory:
 def of_device(facts: DeviceFacts, host: Mapping[str, int]) -> DeviceMemory:
     """``host``: /proc/meminfo in bytes.
 
-    Unified memory is the host's: MemAvailable, because the page cache, which NVML and cudaMemGetInfo count as used,
-    goes when somebody needs the space (unslothai/unsloth#10705).
+    A GPU's unified memory is the host's: MemAvailable, because the page cache, which NVML and cudaMemGetInfo count as
+    used, goes when somebody needs the space (unslothai/unsloth#10705). Without a GPU telemetry has read just that.
     """
-    unified = facts.memory_kind == "unified"
-    free = host.get("MemAvailable") if unified else facts.memory_free_bytes
-    total = host.get("MemTotal") if unified else facts.memory_total_bytes
+    unified = is_unified(facts.device, facts)
+    is_of_host = unified and not is_cpu(facts.device)
+    free = host.get("MemAvailable") if is_of_host else facts.memory_free_bytes
+    total = host.get("MemTotal") if is_of_host else facts.memory_total_bytes
     return DeviceMemory(
         unified=unified,
         free_bytes=free,

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from screentest.devices import is_cpu
 from screentest.records import (
     JobSpec,
     JobState,
@@ -23,7 +24,6 @@ from screentest.records import (
     Task,
     Weights,
 )
-from screentest_scheduler.planning import is_cpu
 from screentest_scheduler.transitions import Entry
 
 # Nothing is there to judge: pixels alone prove it. Frozen is not among them: a still picture may show the whole scene.

@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection, Mapping, Sequence
 
+from screentest.devices import is_cpu
 from screentest.errors import BadRequest, FieldViolation
 from screentest.judges import JudgeLane
 from screentest.records import JudgePlan, Limits
-from screentest_scheduler.planning import is_cpu
 
 Place = tuple[str, str]
 # Judges that take no GPU work beside it, in the slot of the host's processor.

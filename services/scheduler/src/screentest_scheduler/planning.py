@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Protocol
 
-from screentest import lanes, subjects, wire
+from screentest import devices, lanes, subjects, wire
 from screentest.errors import BadRequest, FieldViolation
 from screentest.records import (
     DeviceFacts,
@@ -57,17 +57,11 @@ class Placement:
 
     @property
     def is_cpu(self) -> bool:
-        return is_cpu(self.device)
+        return devices.is_cpu(self.device)
 
     @property
     def is_unified(self) -> bool:
-        """Host and device share their memory: nothing is gained by moving weights between them."""
-        return self.facts is not None and self.facts.memory_kind == "unified"
-
-
-def is_cpu(device: str) -> bool:
-    """A device without GPU by its name (``cpu-0``); it is never inferred from a driver that does not answer."""
-    return device.startswith("cpu")
+        return devices.is_unified(self.device, self.facts)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

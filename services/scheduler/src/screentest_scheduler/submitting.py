@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from screentest import lanes, objects, subjects, wire
+from screentest.devices import is_cpu
 from screentest.errors import AlreadyExists, BadRequest, Conflict, FieldViolation, NotPossibleNow, Unavailable
 from screentest.kit.bus import Bus, WrongLastSequence
 from screentest.kit.store import Store
@@ -186,7 +187,7 @@ class Submitter:
         return {lane_id: _placement(place, self._default_place, facts) for lane_id, place in alive.items()}
 
     async def _facts(self, place: Place) -> DeviceFacts | None:
-        return None if planning.is_cpu(place[1]) else await self._telemetry.facts(*place)
+        return None if is_cpu(place[1]) else await self._telemetry.facts(*place)
 
     async def _ask(self, job: JobSpec) -> CommandReply | None:
         """The live worker's word on the first job of its lane; None when it does not answer in time."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from screentest import subjects
+from screentest.devices import is_cpu
 from screentest.errors import NotFound, NotPossibleNow, ScreentestError, Unavailable
 from screentest.kit import clock
 from screentest.kit.bus import Bus, WrongLastSequence
@@ -19,7 +20,6 @@ from screentest_scheduler.dispatching import Dispatcher
 from screentest_scheduler.faults import Faults
 from screentest_scheduler.journal import Journal
 from screentest_scheduler.ledger import Ledger, subject_of
-from screentest_scheduler.planning import is_cpu
 from screentest_scheduler.presence import Presence
 from screentest_scheduler.telemetry import Telemetry
 from screentest_scheduler.transitions import Entry
