@@ -411,6 +411,7 @@ async def test_what_people_say_is_kept_and_what_is_wrong_is_refused(scheduler: S
         with scheduler.client() as client:
             client.rate_clip(first, score10=3)
             client.rate_clip(first, score10=7.5, ticks=(tick,), rubric_sha256=draft.sha256)
+            client.vote_pair(second, first, PairOutcome.LEFT, rater="grace hopper")
             client.vote_pair(first, second, PairOutcome.LEFT, rater=" grace  hopper ")
             client.edit_finding(sweep_id, first, "The door is blue")
             client.edit_finding(sweep_id, second, "Wrong")

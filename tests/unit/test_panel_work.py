@@ -188,6 +188,22 @@ def test_pairs_of_lanes_take_turns_and_sides_are_drawn() -> None:
     assert min(lefts.values()) >= 18
 
 
+def test_a_rater_meets_every_pair_once_before_any_comes_again() -> None:
+    all_clips = clips(*"abcd")
+    votes: tuple[PairVoted, ...] = ()
+    met: list[frozenset[str]] = []
+    for number in range(7):
+        pair = panel_people.next_pair(all_clips, votes, "salt", rater="ada")
+        assert pair is not None
+        assert pair.is_answered == (number == 6)
+        sides = {"left_job_id": pair.left.job_id, "right_job_id": pair.right.job_id, "outcome": PairOutcome.TIE}
+        met.append(frozenset((pair.left.job_id, pair.right.job_id)))
+        # bob votes thrice as often, so that ada's pairs have the most votes of all
+        votes = (*votes, *(PairVoted(**sides, rater=rater) for rater in ("ada", "bob", "eve")))
+    assert len(set(met[:6])) == 6
+    assert met[6] in met[:6]
+
+
 def test_one_lane_makes_no_pair() -> None:
     assert panel_people.next_pair(clips("a", seeds=3), (), "salt") is None
 

@@ -367,6 +367,24 @@ def test_the_last_rating_of_a_rater_counts_beside_the_judges() -> None:
     assert found.ratings == 3
 
 
+def test_the_last_vote_of_a_rater_on_a_pair_counts_on_whichever_sides_it_stood() -> None:
+    sweep = Sweep("wan", "ltx")
+    [wan, ltx] = (job.spec.job_id for job in sweep.jobs.values())
+    for_wan = PairVoted(left_job_id=wan, right_job_id=ltx, outcome=PairOutcome.LEFT, rater="ada")
+    for_ltx = PairVoted(left_job_id=ltx, right_job_id=wan, outcome=PairOutcome.LEFT, rater="ada")
+    sweep.state.votes = (
+        for_wan,
+        for_wan,
+        for_wan,
+        replace(for_wan, rater="bob"),
+        for_ltx,
+        replace(for_ltx, rater="cy"),
+    )
+    found = sweep.scores
+    assert [(row.lane_id, row.votes) for row in found.people[0]] == [("ltx", 3), ("wan", 3)]
+    assert found.ratings == 3
+
+
 def test_a_prompt_without_a_rubric_and_a_broken_rubric_are_said() -> None:
     sweep = Sweep("wan")
     sweep.rubrics = {}

@@ -21,6 +21,7 @@ ANCHORS = {
     10: "everything, in order",
 }
 PRELIMINARY_UNDER = 30  # votes: fewer of them order nothing
+NO_NAME = "a person"  # what the scheduler calls who gives no name: all of them are one rater
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,8 +44,11 @@ class Contender:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pair:
+    """is_answered: this rater has voted on it, and on every other pair."""
+
     left: Contender
     right: Contender
+    is_answered: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,8 +97,9 @@ def queue(
     return tuple(sorted(waiting, key=lambda clip: (clip.job_id not in conflicts, _lot(salt, clip.job_id))))
 
 
-def next_pair(clips: Sequence[Contender], votes: Sequence[PairVoted], salt: str) -> Pair | None:
-    """The pair of lanes with the fewest votes, on the prompt and seed where it has the fewest; sides by lot.
+def next_pair(clips: Sequence[Contender], votes: Sequence[PairVoted], salt: str, *, rater: str = "") -> Pair | None:
+    """The pair of lanes with the fewest votes, on the prompt and seed where it has the fewest; sides by lot. What this
+    rater has voted on comes after everything else.
 
     None where no prompt has clips of two lanes. The lot is drawn anew after each vote.
     """
@@ -105,10 +110,12 @@ def next_pair(clips: Sequence[Contender], votes: Sequence[PairVoted], salt: str)
         if vote.left_job_id in by_id and vote.right_job_id in by_id
     )
     pair_votes = Counter(frozenset((vote.left_job_id, vote.right_job_id)) for vote in votes)
+    answered = {frozenset((vote.left_job_id, vote.right_job_id)) for vote in votes if vote.rater == rater}
     salt = f"{salt}-{len(votes)}"
     best = min(
         _pairs(clips),
         key=lambda pair: (
+            frozenset(clip.job_id for clip in pair) in answered,
             lane_votes[frozenset(clip.lane_id for clip in pair)],
             pair_votes[frozenset(clip.job_id for clip in pair)],
             pair[0].seed != pair[1].seed,
@@ -119,7 +126,7 @@ def next_pair(clips: Sequence[Contender], votes: Sequence[PairVoted], salt: str)
     if best is None:
         return None
     left, right = sorted(best, key=lambda clip: _lot(salt, "side", clip.job_id))
-    return Pair(left=left, right=right)
+    return Pair(left=left, right=right, is_answered=frozenset((left.job_id, right.job_id)) in answered)
 
 
 def findings(jobs: Iterable[Job], composed: Mapping[str, str], edits: Iterable[FindingEdited]) -> tuple[Words, ...]:

@@ -16,6 +16,7 @@ from screentest_ui.panel_clips import clip_of
 from screentest_ui.panel_judging import rubric_of
 from screentest_ui.panel_people import (
     ANCHORS,
+    NO_NAME,
     PRELIMINARY_UNDER,
     Contender,
     Pair,
@@ -138,15 +139,17 @@ def show_pairs(sweep_id: str) -> None:
     """Two clips of one prompt without names, played together, answered by the keys 1 to 4."""
     with panel_link.errors_shown():
         _, jobs, votes = _asked(sweep_id)
-        ask_name()
+        rater = ask_name()
         for words in st.session_state.pop("pair_said", ()):
             st.caption(words)
-        found = next_pair(contenders(jobs), votes.pairs, sweep_id)
+        found = next_pair(contenders(jobs), votes.pairs, sweep_id, rater=rater or NO_NAME)
         if found is None:
             st.info("Two lanes with a clip of the same prompt make a pair; clips of random weights are left out.")
             return
         preliminary = " They order nothing yet." if len(votes.pairs) < PRELIMINARY_UNDER else ""
         st.caption(f"{counted(len(votes.pairs), 'vote')} so far.{preliminary} Sides are drawn by lot.")
+        if found.is_answered:
+            st.caption("You have voted on every pair. Another vote takes the place of your earlier one.")
         show_pair(found)
 
 
@@ -224,13 +227,17 @@ def ask_name() -> str:
     """Who rates: the login's name, else what a person calls themselves; "" = nobody said."""
     if not panel_access.person():
         st.text_input(
-            "Your name", key="rater", placeholder="a person", max_chars=80, help="Each rater's last word counts."
+            "Your name",
+            key="rater",
+            placeholder=NO_NAME,
+            max_chars=80,
+            help="Each rater's last word about a clip or pair counts.",
         )
     return _name()
 
 
 def _name() -> str:
-    return panel_access.person() or str(st.session_state.get("rater") or "").strip()
+    return panel_access.person() or " ".join(str(st.session_state.get("rater") or "").split())
 
 
 def _asked(sweep_id: str) -> tuple[Sweep, tuple[Job, ...], Votes]:

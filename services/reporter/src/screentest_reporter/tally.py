@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Final, Literal, cast
 
-from screentest import table
+from screentest import opinions, table
 from screentest.judgement import Judgement, answers_of
 from screentest.records import Job, JudgePurpose, RubricRef
 from screentest.rubric import CameraMove, Rubric
@@ -79,7 +79,7 @@ def scores(state: SweepState, found: Findings, memo: Memo | None = None) -> Scor
         keyframe=tuple(tally.keyframes()),
         people=tally.preferred(),
         pending=sum(not job.state.is_terminal for job in tally.judging),
-        ratings=len(tally.ratings) + len(state.votes),
+        ratings=len(tally.ratings) + len(tally.votes),
         not_scored=tally.not_scored(),
     )
 
@@ -94,9 +94,10 @@ class _Tally:
         self._refs = current_rubrics(state)
         self.judging = current_judging(state)
         self.made = [job for job in table.latest(state.jobs.values()) if job.clip is not None]
-        self.ratings = {(rated.job_id, rated.rater): rated for rated in state.ratings}
+        self.ratings = opinions.standing_ratings(state.ratings)
+        self.votes = opinions.standing_votes(state.votes)
         self._rated: dict[str, list[float]] = {}
-        for rated in self.ratings.values():
+        for rated in self.ratings:
             if rated.score10 is not None:
                 self._rated.setdefault(rated.job_id, []).append(rated.score10)
         self._of_clip: dict[str, list[Job]] = {}
@@ -313,7 +314,7 @@ class _Tally:
         prompts = len(self._state.record.spec.prompts) if self._state.record else 0
         for prompt_index in range(prompts):
             jobs = [job.spec for job in self._state.jobs.values() if job.spec.prompt_index == prompt_index]
-            if rows := votes.preferred(self._state.votes, {spec.job_id: spec.lane_id for spec in jobs}):
+            if rows := votes.preferred(self.votes, {spec.job_id: spec.lane_id for spec in jobs}):
                 found[prompt_index] = rows
         return found
 
@@ -379,7 +380,8 @@ def _most(row: Sequence[float | None]) -> float | None:
 
 
 def _lane_scores(lane_id: str, jobs: Sequence[Job], clips: Mapping[str, ClipScore]) -> LaneScores:
-    changes = dict.fromkeys(table.mark_text(mark) for job in jobs for mark in (*job.spec.marks, *_rung_marks(job)))
+    marks = (mark for job in jobs for mark in (*job.spec.marks, *_rung_marks(job)))
+    changes = dict.fromkeys(table.mark_text(mark) for mark in marks if mark.is_change)
     return LaneScores(
         lane_id=lane_id, scores=tuple(clips[job.spec.job_id].score for job in jobs), changes=tuple(changes)
     )

@@ -6,6 +6,7 @@ import math
 import re
 from dataclasses import dataclass
 
+from screentest import opinions
 from screentest.errors import BadRequest, FieldViolation, NotPossibleNow
 from screentest.records import FindingEdited, PairVoted, PrioritySet, Rated, RubricRef, SweepPaused
 from screentest_scheduler.journal import Journal
@@ -20,7 +21,7 @@ NOTE = re.compile(r"note:[a-z0-9-]{1,63}")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Said:
-    """What counts of it. ``findings``: one per row, without those that were taken back."""
+    """What counts of it. ``findings``: one per row, without those that were taken back; the rest: see `opinions`."""
 
     ratings: tuple[Rated, ...]
     pairs: tuple[PairVoted, ...]
@@ -72,19 +73,13 @@ class People:
 
     async def said(self, sweep_id: str) -> Said:
         self._ledger.sweep(sweep_id)
-        ratings: dict[tuple[str, str], Rated] = {}
-        findings: dict[str, FindingEdited] = {}
-        pairs = []
-        for event in await self._journal.sweep_history(sweep_id):
-            match event.body:
-                case Rated() as rated:
-                    ratings[(rated.job_id, rated.rater)] = rated
-                case PairVoted() as vote:
-                    pairs.append(vote)
-                case FindingEdited() as edited:
-                    findings[edited.row] = edited
-        kept = tuple(edited for edited in findings.values() if edited.text.strip())
-        return Said(ratings=tuple(ratings.values()), pairs=tuple(pairs), findings=kept)
+        said = [event.body for event in await self._journal.sweep_history(sweep_id)]
+        findings = {body.row: body for body in said if isinstance(body, FindingEdited)}
+        return Said(
+            ratings=opinions.standing_ratings(body for body in said if isinstance(body, Rated)),
+            pairs=opinions.standing_votes(body for body in said if isinstance(body, PairVoted)),
+            findings=tuple(edited for edited in findings.values() if edited.text.strip()),
+        )
 
     def _with_clip(self, job_id: str) -> Entry:
         """NotFound, or NotPossibleNow for a job that left no clip."""
