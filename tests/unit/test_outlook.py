@@ -62,7 +62,8 @@ def test_a_refusal_says_why_and_what_fits_instead() -> None:
 
 
 def test_marks_of_the_plan_are_said_once_beside_the_workers_words() -> None:
-    marked = replace(PLAN, marks=(MARK,), preflight="fixed: num_frames 24 -> 25")
+    default = replace(MARK, kind=MarkKind.DEFAULTED, parameter="steps", requested="", effective="50", reason="")
+    marked = replace(PLAN, marks=(MARK, default), preflight="fixed: num_frames 24 -> 25")
     fixed = verdict(verdict=Verdict.FIXED, plan=marked, detail="num_frames 24 -> 25; guidance renamed")
     assert outlook(fixed).why == "guidance renamed; num_frames clamped: 24 -> 25 (4k+1 frames only)"
 

@@ -89,6 +89,11 @@ def refusal(spec: SweepSpec) -> dict[str, str]:
 
 
 def marks(lane: LanePlan) -> dict[str, Mark]:
+    """Of what differs from what was asked."""
+    return {name: mark for name, mark in all_marks(lane).items() if mark.is_change}
+
+
+def all_marks(lane: LanePlan) -> dict[str, Mark]:
     assert len({mark.parameter for mark in lane.marks}) == len(lane.marks), "a parameter is marked twice"
     return {mark.parameter: mark for mark in lane.marks}
 
@@ -404,13 +409,23 @@ def test_verdicts_say_what_would_happen() -> None:
 # ---- parameters
 
 
-def test_a_lane_left_alone_runs_its_own_settings_without_marks() -> None:
+def test_a_lane_left_alone_runs_its_own_settings_and_says_which() -> None:
     for lane_id, lane in LANES.items():
         plan = only_lane(asked(lane_id, weights=Weights.HUB))
         assert (plan.width_px, plan.height_px, plan.num_frames) == tuple(
             lane.defaults[name] for name in ("width_px", "height_px", "num_frames")
         )
-        assert {mark.parameter for mark in plan.marks} <= {"prompt", "audio", "keyframe"}
+        assert set(marks(plan)) <= {"prompt", "audio", "keyframe"}
+        defaulted = {mark.parameter: mark.effective for mark in plan.marks if not mark.is_change}
+        assert defaulted["num_frames"] == str(lane.defaults["num_frames"])
+        assert set(defaulted) == {name for name, value in lane.defaults.items() if value != ""}
+
+
+def test_defaults_are_nothing_that_preflight_has_fixed() -> None:
+    [verdict] = planned(asked(WAN)).verdicts
+    assert (verdict.verdict, verdict.detail) == (Verdict.OK, "")
+    [verdict] = planned(asked(WAN, requested=Requested(num_frames=48))).verdicts
+    assert (verdict.verdict, verdict.detail) == (Verdict.FIXED, "num_frames 48 -> 49")
 
 
 def test_a_keyframe_that_loses_its_edges_is_marked() -> None:
@@ -442,7 +457,8 @@ def test_frames_a_lane_cannot_do_become_the_nearest_legal_count_and_are_marked()
 
 
 def test_frames_beyond_the_last_legal_count_become_it() -> None:
-    assert only_lane(asked(SVD, requested=Requested(num_frames=999))).num_frames == 25
+    lane = only_lane(asked(SVD, requested=Requested(num_frames=999)))
+    assert (lane.num_frames, marks(lane)["num_frames"].reason) == (25, "2 to 25 frames only")
     assert only_lane(asked("cogvideox-2b", requested=Requested(num_frames=1))).num_frames == 8
 
 
@@ -598,12 +614,13 @@ def test_nothing_differs_from_what_was_asked_without_a_mark(
     lane_id: str, requested: Requested, weights: Weights
 ) -> None:
     lane = only_lane(asked(lane_id, requested=requested, weights=weights))
-    marked = marks(lane)
+    marked = all_marks(lane)
     effective = effective_values(LANES[lane_id], lane)
     for name in Requested.__slots__:
         wanted = getattr(requested, name)
         if wanted is None:
-            assert name not in marked, "nobody asked for it"
+            assert name not in marked or marked[name].kind is MarkKind.DEFAULTED, "nobody asked for it"
+            assert name not in marked or marked[name].effective == short(effective[name])
         elif name not in marked:
             assert effective[name] == wanted
         elif marked[name].kind is not MarkKind.RENAMED:
@@ -645,6 +662,11 @@ def effective_values(lane: Lane, plan: LanePlan) -> dict[str, object]:
         if name in lane.parameters:
             assert call[lane.parameters[name]] == found[name], "what is recorded is not what is passed"
     return {**found, "steps": plan.steps}
+
+
+def short(value: object) -> str:
+    """A negative prompt may be longer than a mark."""
+    return shown(value) if len(shown(value)) <= 80 else f"{shown(value)[:79]}…"
 
 
 def shown(value: object) -> str:

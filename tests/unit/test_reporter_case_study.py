@@ -20,6 +20,8 @@ from screentest.records import (
     FindingEdited,
     JobSpec,
     Keyframe,
+    Mark,
+    MarkKind,
     Process,
     ProofKind,
     SkippedLane,
@@ -222,6 +224,17 @@ def test_random_weights_are_said_on_title_cards_and_rows() -> None:
     assert narrative.RANDOM_WEIGHTS_BADGE in page.render_markdown(study)
     real = record([WAN], weights=Weights.HUB)
     assert "random weights" not in page.render_html(study_of(state_of(real, done(real), [FREE])))
+
+
+def test_defaults_are_a_footnote_and_make_no_row_harder_to_compare() -> None:
+    default = Mark(kind=MarkKind.DEFAULTED, parameter="steps", requested="", effective="50", reason="")
+    clamped = replace(default, kind=MarkKind.CLAMPED, requested="51")
+    pages = []
+    for marks in ((default,), (default, clamped)):
+        sweep = record([replace(WAN, marks=marks)])
+        pages.append(page.render_markdown(study_of(state_of(sweep, done(sweep), [FREE]))))
+    assert all("defaults of the lane: steps 50" in text for text in pages)
+    assert ["harder to compare" in text for text in pages] == [False, True]
 
 
 def test_json_has_every_row_and_survives_a_round_trip_to_the_next_revision() -> None:

@@ -114,7 +114,11 @@ def test_rows_keep_the_order_of_the_plan_and_name_the_cell_where_needed() -> Non
         (("clamped", "num_frames", "24", "25", "must be 4k+1"), "num_frames clamped: 24 -> 25 (must be 4k+1)"),
         (("dropped", "guidance_scale", "5.0", "", "not taken"), "guidance_scale dropped: 5.0 not passed (not taken)"),
         (("dropped", "prompt", "given", "none", "takes none"), "prompt dropped: not passed (takes none)"),
-        (("defaulted", "fps", "", "7", ""), "fps defaulted: 7"),
+        (("defaulted", "fps", "", "7", ""), "fps 7"),
+        (
+            ("defaulted", "negative_prompt", "", f"Bright tones, {'worst ' * 20}", ""),
+            'negative_prompt "Bright tones, worst worst worst…"',
+        ),
         (("reduced", "num_frames", "81", "41", "rung short"), "num_frames reduced: 81 -> 41 (rung short)"),
     ],
 )
@@ -122,6 +126,17 @@ def test_marks_are_footnotes(mark: tuple[str, ...], text: str) -> None:
     kind, parameter, requested, effective, reason = mark
     made = Mark(kind=MarkKind(kind), parameter=parameter, requested=requested, effective=effective, reason=reason)
     assert table.mark_text(made) == text
+
+
+def test_defaults_are_one_footnote_and_no_change() -> None:
+    names = (("steps", "50"), ("guidance_scale", "6"))
+    defaults = [Mark(kind=MarkKind.DEFAULTED, parameter=n, requested="", effective=e, reason="") for n, e in names]
+    change = Mark(kind=MarkKind.CLAMPED, parameter="fps", requested="9", effective="8", reason="")
+    lanes = [plan("a", "A", marks=defaults), plan("b", "B", marks=[*defaults, change])]
+    first, second = table.rows(History(spec).job for spec in specs(record(lanes)))
+    assert first.footnotes == ("defaults of the lane: steps 50, guidance_scale 6",)
+    assert second.footnotes == ("fps clamped: 9 -> 8", *first.footnotes)
+    assert (first.has_changes, second.has_changes) == (False, True)
 
 
 def test_renderers_number_each_different_footnote_once() -> None:

@@ -132,13 +132,18 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """What was asked for and what ran instead."""
+    """What was asked for and what ran instead. ``requested`` is empty where nobody asked: the lane's default ran."""
 
     kind: MarkKind
     parameter: str
     requested: str
     effective: str
     reason: str
+
+    @property
+    def is_change(self) -> bool:
+        """Whether something else ran than was asked for."""
+        return self.kind is not MarkKind.DEFAULTED
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

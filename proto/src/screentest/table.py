@@ -17,6 +17,8 @@ ABSENT = "n/a"
 UNKNOWN = "unknown"
 NOT_SCORED = "not scored"
 RANDOM_WEIGHTS = "random weights"
+# Of one value in the footnote of defaults: ten lanes have ten of these lines.
+DEFAULT_CHARACTERS = 32
 
 Cell = tuple[str, int, int]
 
@@ -36,8 +38,9 @@ class Row:
     """One cell of a sweep. ``latency_s`` is from Started to AttemptEnded of the deciding attempt, None before that.
 
     ``model`` names prompt and seed too where a lane has several cells. ``footnotes`` say what ran instead of what was
-    asked for. ``rung``: of the deciding attempt, "" before the first. ``smallest_card_gib``: the smallest usual card
-    that makes this very picture at some rung, None = not known. ``earlier``: oldest first.
+    asked for, and which defaults filled what nobody asked for; ``has_changes``: whether there is any of the former.
+    ``rung``: of the deciding attempt, "" before the first. ``smallest_card_gib``: the smallest usual card that makes
+    this very picture at some rung, None = not known. ``earlier``: oldest first.
     """
 
     job_id: str
@@ -54,6 +57,7 @@ class Row:
     rung: str = ""
     smallest_card_gib: int | None = None
     footnotes: tuple[str, ...] = ()
+    has_changes: bool = False
     earlier: tuple[Try, ...] = ()
 
     @property
@@ -137,7 +141,8 @@ def _row(tries: Sequence[Job], model: str, plan: LanePlan | None) -> Row:
         random_weights=spec.weights.is_random,
         rung=attempt.rung_name if attempt is not None else "",
         smallest_card_gib=smallest_card_gib(job, plan),
-        footnotes=tuple(mark_text(mark) for mark in marks),
+        footnotes=footnotes(marks),
+        has_changes=any(mark.is_change for mark in marks),
         earlier=tuple(_try(job) for job in tries[:-1]),
     )
 
@@ -303,14 +308,27 @@ def ordinal(number: int) -> str:
     return f"{number}{suffix}"
 
 
+def footnotes(marks: Sequence[Mark]) -> tuple[str, ...]:
+    """One of each change; all defaults together are one more."""
+    defaults = [mark_text(mark) for mark in marks if not mark.is_change]
+    folded = (f"defaults of the lane: {', '.join(defaults)}",) if defaults else ()
+    return (*(mark_text(mark) for mark in marks if mark.is_change), *folded)
+
+
+def _clipped(text: str) -> str:
+    """The beginning of a negative prompt says which one it is."""
+    return text if len(text) <= DEFAULT_CHARACTERS else f'"{text[:DEFAULT_CHARACTERS].rstrip(" ,…")}…"'
+
+
 def mark_text(mark: Mark) -> str:
-    """``num_frames clamped: 24 -> 25 (frames must be 4k+1)``."""
+    """``num_frames clamped: 24 -> 25 (frames must be 4k+1)``; of a default ``steps 50``, a part of one footnote."""
+    if mark.kind is MarkKind.DEFAULTED:
+        return f"{mark.parameter} {_clipped(mark.effective)}"
     change = {
         MarkKind.RENAMED: f"{mark.requested} -> {mark.effective}",
         # A prompt is too long to repeat: its mark says that there was one.
         MarkKind.DROPPED: "not passed" if mark.requested in {"", "given"} else f"{mark.requested} not passed",
         MarkKind.CLAMPED: f"{mark.requested} -> {mark.effective}",
-        MarkKind.DEFAULTED: mark.effective,
         MarkKind.REDUCED: f"{mark.requested} -> {mark.effective}",
     }[mark.kind]
     reason = f" ({mark.reason.rstrip('.')})" if mark.reason else ""

@@ -101,7 +101,7 @@ def basis(plan: LanePlan | None, estimate: Estimate | None) -> str:
 def why(verdict: LaneVerdict) -> str:
     """Each mark once, what else the lane says, and what to do."""
     plan = verdict.plan
-    marks = [table.mark_text(mark) for mark in plan.marks] if plan is not None else []
+    marks = [table.mark_text(mark) for mark in plan.marks if mark.is_change] if plan is not None else []
     planned = plan.preflight.removeprefix("fixed: ") if plan is not None and marks else ""
     said = verdict.detail.removeprefix(planned).strip("; ") if planned else verdict.detail
     fix = f"Fix: {verdict.fix}" if verdict.fix else ""

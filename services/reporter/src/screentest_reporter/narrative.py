@@ -330,7 +330,7 @@ def _seeds(record: SweepRecord) -> Iterator[Sentence]:
 
 
 def _marks(rows: Sequence[ReportRow]) -> Iterator[Sentence]:
-    marked = [row for row in rows if row.row.footnotes]
+    marked = [row for row in rows if row.row.has_changes]
     if marked:
         text = f"{count(len(marked), 'row')} ran with other parameters than the sweep asked for"
         yield Sentence(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Protocol
 
@@ -243,8 +243,9 @@ def _patience_s(estimate: Estimate, load_limit_s: float) -> float | None:
 
 
 def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], tuple[Mark, ...]]:
-    """Settings by generic name, and the marks of what was asked but not taken as asked."""
+    """Settings by generic name, and the marks of what was asked but not taken as asked, or not asked at all."""
     settings = lane.defaults_for(spec.weights.value)
+    defaulted = tuple(_defaulted(settings, spec.requested))
     fixed = _fixed(lane, spec)
     marks: list[Mark] = []
     for name, value in _asked(spec.requested):
@@ -265,8 +266,15 @@ def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], 
         marks.append(_mark(MarkKind.DROPPED, "prompt", "given", "none", f"{lane.title} takes no prompt"))
     marks += _cut_keyframe(lane, spec, settings)
     if lane.audio == "dropped":
-        marks.append(_mark(MarkKind.DROPPED, "audio", "made", "none", f"{lane.title} makes sound too; a clip has none"))
-    return settings, tuple(marks)
+        marks.append(_mark(MarkKind.DROPPED, "audio", "given", "none", f"{lane.title} makes sound too; a clip has none"))
+    return settings, (*marks, *defaulted)
+
+
+def _defaulted(defaults: Mapping[str, lanes.Value], requested: Requested) -> Iterable[Mark]:
+    """Nobody asked, so the lane decides; an empty negative prompt is none."""
+    for name in _GENERIC_NAMES:
+        if getattr(requested, name) is None and defaults.get(name, "") != "":
+            yield _mark(MarkKind.DEFAULTED, name, "", defaults[name], "")
 
 
 def _cut_keyframe(lane: lanes.Lane, spec: SweepSpec, settings: Mapping[str, lanes.Value]) -> Iterable[Mark]:
@@ -281,6 +289,7 @@ def _cut_keyframe(lane: lanes.Lane, spec: SweepSpec, settings: Mapping[str, lane
 
 # Keywords that mean something else than our name says: the reader must know which knob was turned.
 _UNLIKE_NAMES = frozenset({"max_guidance_scale", "true_cfg_scale"})
+_GENERIC_NAMES = tuple(part.name for part in fields(Requested))
 
 
 def jobs(record: SweepRecord) -> tuple[JobSpec, ...]:
@@ -452,8 +461,7 @@ def _fixed(lane: lanes.Lane, spec: SweepSpec) -> Mapping[str, object]:
 
 
 def _asked(requested: Requested) -> tuple[tuple[str, lanes.Value], ...]:
-    names = ("width_px", "height_px", "num_frames", "steps", "guidance_scale", "fps", "negative_prompt")
-    pairs = ((name, getattr(requested, name)) for name in names)
+    pairs = ((name, getattr(requested, name)) for name in _GENERIC_NAMES)
     return tuple((name, value) for name, value in pairs if value is not None)
 
 
@@ -474,6 +482,8 @@ def _legal(
 
 
 def _frame_rule(rule: lanes.FrameRule) -> str:
+    if rule.multiple == 1:
+        return f"{rule.minimum} to {rule.maximum} frames only"
     forms = " or ".join(f"{rule.multiple}k+{plus}" if plus else f"{rule.multiple}k" for plus in rule.plus)
     return f"{forms} frames from {rule.minimum} to {rule.maximum} only"
 
@@ -505,7 +515,8 @@ def _short(value: object) -> str:
 def _preflight_word(marks: tuple[Mark, ...], placement: Placement) -> str:
     if not placement.has_worker:
         return "not preflighted: no worker"
-    return f"fixed: {'; '.join(f'{m.parameter} {m.requested} -> {m.effective}' for m in marks)}" if marks else "ok"
+    changes = "; ".join(f"{mark.parameter} {mark.requested} -> {mark.effective}" for mark in marks if mark.is_change)
+    return f"fixed: {changes}" if changes else "ok"
 
 
 def _verdict(item: LanePlan | SkippedLane, placements: Mapping[str, Placement]) -> LaneVerdict:
@@ -515,7 +526,7 @@ def _verdict(item: LanePlan | SkippedLane, placements: Mapping[str, Placement]) 
         )
     if not placements[item.lane_id].has_worker:
         verdict, detail = Verdict.NOT_PREFLIGHTED, f"no worker for {item.lane_id}; checked again before it starts"
-    elif item.marks:
+    elif any(mark.is_change for mark in item.marks):
         verdict, detail = Verdict.FIXED, item.preflight.removeprefix("fixed: ")
     else:
         verdict, detail = Verdict.OK, ""
