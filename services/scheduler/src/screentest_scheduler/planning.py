@@ -266,7 +266,7 @@ def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], 
         marks.append(_mark(MarkKind.DROPPED, "prompt", "given", "none", f"{lane.title} takes no prompt"))
     marks += _cut_keyframe(lane, spec, settings)
     if lane.audio == "dropped":
-        marks.append(_mark(MarkKind.DROPPED, "audio", "given", "none", f"{lane.title} makes sound too; a clip has none"))
+        marks.append(_mark(MarkKind.DROPPED, "audio", "given", "none", f"{lane.title} makes sound, a clip has none"))
     return settings, (*marks, *defaulted)
 
 
