@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import threading
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -130,6 +131,12 @@ async def give_judgement(judge: HandWorker, presence: float | None = None, outco
     await judge.finish(dispatch, sequence, outcome or await judge.judge(dispatch, presence))
     await delivery.ack()
     return dispatch
+
+
+async def requests_of(bus: Bus, sweep_id: str) -> list[JudgingRequested]:
+    read = bus.read(subjects.EVENTS_STREAM, [subjects.sweep_events(sweep_id)])
+    said = [wire.decode(stored.payload, SweepEvent).body async for stored in read]
+    return [body for body in said if isinstance(body, JudgingRequested)]
 
 
 def purpose(dispatch: Dispatch) -> JudgePurpose:
@@ -287,13 +294,29 @@ async def test_an_old_sweep_is_judged_by_a_new_rubric_and_its_old_questions_are_
         assert old.spec.judged is not None
         assert old.spec.judged.rubric.rubric_sha256 == draft.sha256
         await until_scored(scheduler, sweep_id, completed=3, cancelled=1)
-        requests = [
-            event.body
-            async for stored in bus.read(subjects.EVENTS_STREAM, [subjects.sweep_events(sweep_id)])
-            if isinstance((event := wire.decode(stored.payload, SweepEvent)).body, JudgingRequested)
-        ]
-        assert len(requests) == 1
-        assert requests[0].by == "a person"
+        [request] = await requests_of(bus, sweep_id)
+        assert request.by == "a person"
+
+
+async def test_several_who_ask_at_the_same_moment_queue_a_judgement_once(
+    scheduler: Scheduler, worker: HandWorker, bus: Bus, depot: Depot
+) -> None:
+    async with at_work(bus, depot, SIGLIP) as (siglip,):
+        sweep_id = await submit(scheduler, spec(seeds=(1,)))
+        await make_clip(worker)
+        await give_judgement(siglip, outcome=Outcome(failure_class=FailureClass.LAYOUT, cause="no checkpoint"))
+        await until_scored(scheduler, sweep_id, failed=1, queued=1)
+        together = threading.Barrier(4)
+        with scheduler.client() as client:
+
+            def call() -> Judging:
+                together.wait()
+                return client.judge_sweep(sweep_id)
+
+            said = await asyncio.gather(*(asyncio.to_thread(call) for _ in range(4)))
+        assert sorted(sum(cost.jobs for cost in judging.costs) for judging in said) == [0] * 3 + [2]
+        assert len(await requests_of(bus, sweep_id)) == 1
+        await until_scored(scheduler, sweep_id, failed=1, queued=2)
 
 
 async def test_the_rubric_of_a_prompt_can_be_read_again(scheduler: Scheduler) -> None:

@@ -409,7 +409,7 @@ class Client:
         self._call("EditFinding", scheduler_pb2.EditFindingRequest(sweep_id=sweep_id, row=row, text=text, by=by))
 
     def list_votes(self, sweep_id: str) -> Votes:
-        """What people said about a sweep and what counts: of a rater on the same clips, and of an edit, the last one."""
+        """What people said about a sweep and counts: the last word of a rater on a clip or pair, and on a row."""
         reply = self._call("ListVotes", scheduler_pb2.ListVotesRequest(sweep_id=sweep_id))
         return Votes(
             ratings=_records(reply.ratings, Rated),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 
@@ -103,6 +104,7 @@ class Judges:
         self._catalogue = catalogue
         self._places = places
         self._cancel = cancel
+        self._asking: dict[str, asyncio.Lock] = {}
 
     async def check(self, spec: SweepSpec, lanes: Sequence[LanePlan]) -> tuple[JudgePlan, ...]:
         """The judges of a sweep that somebody wants to submit. BadRequest names a wrong judge or rubric."""
@@ -121,6 +123,13 @@ class Judges:
 
         Raises BadRequest naming a wrong judge or rubric, NotFound and NotPossibleNow for the sweep.
         """
+        # One after the other: who asks while another wish is written must see what that one has queued.
+        async with self._asking.setdefault(sweep_id, asyncio.Lock()):
+            return await self._ask(sweep_id, judge_lane_ids, rubrics, by, only_cost=only_cost)
+
+    async def _ask(
+        self, sweep_id: str, judge_lane_ids: Sequence[str], rubrics: Sequence[RubricRef], by: str, *, only_cost: bool
+    ) -> tuple[JudgeCost, ...]:
         sweep = self._ledger.sweep(sweep_id)
         wish = await self._wish(sweep, judge_lane_ids, rubrics)
         scene = self._jobs.scene(sweep, (*sweep.judgings, wish))
