@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+import contextlib
 import io
 import json
 import math
@@ -156,6 +157,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(200, {"hello": "world"})
             case "locked" if self.headers["Authorization"] != f"Bearer {KEY}":
                 self._send(401, {"error": {"message": "no key"}})
+            case "endless":
+                self._send_without_end()
             case "slow":
                 time.sleep(SLOW_S)
                 return False
@@ -187,6 +190,15 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)
+
+    def _send_without_end(self) -> None:
+        """As long as somebody reads; without a length, so that nobody can tell before."""
+        self.send_response(200)
+        self.end_headers()
+        self.close_connection = True
+        with contextlib.suppress(ConnectionError):
+            while True:
+                self.wfile.write(b" " * 65536)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass

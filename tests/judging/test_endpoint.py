@@ -92,6 +92,10 @@ def order(port: int, mood: str, requests: Sequence[Mapping[str, Any]], model: st
     return order_of("endpoint", requests, {**IMPATIENT, **more}, endpoint=endpoint)
 
 
+def addressed(url: str) -> Any:
+    return order_of("endpoint", [], IMPATIENT, endpoint={"base_url": url, "model": MODEL, "key_file": None})
+
+
 def good_orders(port: int, folder: Path) -> dict[str, Any]:
     clips = [
         request_of(made_clip(folder, story, kind), rubric_of(story))
@@ -129,10 +133,15 @@ def bad_orders(port: int, folder: Path) -> dict[str, Any]:
         "down": order(port, "down", []),
         "slow": order(port, "slow", [], timeout_s=0.2),
         "garbled": order(port, "garbled", []),
+        "endless": order(port, "endless", []),
         "locked": order(port, "locked", []),
         "empty key": order(port, "locked", [], key_file=str(empty)),
         "wrong model": order(port, "honest", [], model="gpt-5"),
         "closed": order(closed, "honest", []),
+        "no port": addressed("http://ann:sesame@localhost:99999/v1"),
+        "half a password": addressed("http://ann:sesame/2@localhost/v1"),
+        "half an address": addressed("http://[::1/v1"),
+        "no scheme": addressed("localhost:11434/v1"),
         "no address": order_of("endpoint", [], endpoint=None),
     }
 
@@ -226,6 +235,11 @@ def test_key_is_read_from_its_file(asked: Asked) -> None:
         ("slow", "infrastructure", "gave no answer in 2 tries (ReadTimeout"),
         ("closed", "infrastructure", "gave no answer in 2 tries (ConnectError"),
         ("garbled", "layout", "sent no chat completion; SCREENTEST_JUDGE_URL ends with /v1"),
+        ("endless", "layout", "sent more than 8 MiB where a word was asked for"),
+        ("no port", "layout", "SCREENTEST_JUDGE_URL is no address of a server (its port is no number up to 65535)"),
+        ("half a password", "layout", "SCREENTEST_JUDGE_URL is no address of a server (its port is no number"),
+        ("half an address", "layout", "SCREENTEST_JUDGE_URL is no address of a server (Invalid IPv6 URL)"),
+        ("no scheme", "layout", "no address of a server (it begins with no http://<host>); write it like http://"),
         ("locked", "layout", "refused with status 401: no key; set SCREENTEST_JUDGE_KEY_FILE"),
         ("empty key", "layout", "SCREENTEST_JUDGE_KEY_FILE is empty"),
         ("wrong model", "layout", "has no model 'gpt-5', it has: tiny-siglip; set SCREENTEST_JUDGE_MODEL"),

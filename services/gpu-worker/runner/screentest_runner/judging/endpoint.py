@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import io
 import ipaddress
+import json
 import math
 import random
 import time
@@ -20,7 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from threading import Event
 from typing import Any, Final, Literal
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +42,8 @@ CONCURRENCY: Final = 8
 TRIES: Final = 4
 TIMEOUT_S: Final = 60.0
 FIRST_PAUSE_S: Final = 0.5
+# An answer is a word with its probabilities, some KB; a long list of models with descriptions has about one MiB.
+MOST_ANSWER_BYTES: Final = 8 * 1024 * 1024
 # Besides 5xx. Source: RFC 9110 and 6585, request timeout and too many requests.
 RETRIED: Final = frozenset({408, 429})
 CANCEL_LOOK_S: Final = 0.2
@@ -130,7 +133,7 @@ class Server:
                 f"judge {judge!r} has no server: set SCREENTEST_JUDGE_URL (for example http://localhost:11434/v1) and "
                 "SCREENTEST_JUDGE_MODEL for its worker and start it again",
             )
-        self._url, self._model = str(endpoint["base_url"]).rstrip("/"), str(endpoint["model"])
+        self._url, self._model = _address(str(endpoint["base_url"])), str(endpoint["model"])
         self._settings = settings
         self._client = httpx.Client(
             headers=_key_header(endpoint.get("key_file")),
@@ -225,7 +228,9 @@ class Server:
 
     def _completion(self, body: dict[str, Any], cancelled: Event | None = None) -> dict[str, Any]:
         """The first choice of one completion."""
-        status, content = self._tried(partial(self._client.post, self._url + "/chat/completions", json=body), cancelled)
+        status, content = self._tried(
+            partial(self._client.stream, "POST", self._url + "/chat/completions", json=body), cancelled
+        )
         if status != 200:
             raise self._refused(status, content)
         choices = content.get("choices")
@@ -237,13 +242,15 @@ class Server:
         return choices[0]
 
     def _got(self, path: str) -> tuple[int, dict[str, Any]]:
-        status, content = self._tried(partial(self._client.get, self._url + path), None)
+        status, content = self._tried(partial(self._client.stream, "GET", self._url + path), None)
         if status in (401, 403):
             raise self._refused(status, content)
         return status, content
 
     def _tried(self, send: Callable[[], Any], cancelled: Event | None) -> tuple[int, dict[str, Any]]:
-        """Status and JSON, {} where it is none. Raises AttemptFailure(infrastructure) when every try failed."""
+        """Status and JSON, {} where it is none. Raises AttemptFailure(infrastructure) when every try failed,
+        AttemptFailure(layout) for an answer without end.
+        """
         import httpx
 
         why = ""
@@ -251,18 +258,32 @@ class Server:
             if attempt:
                 self._pause(attempt, cancelled)
             try:
-                response = send()
+                with send() as response:
+                    status, data = response.status_code, self._body(response)
             except httpx.HTTPError as error:
                 why = f"{type(error).__name__}: {error}"
                 continue
-            if response.status_code < 500 and response.status_code not in RETRIED:
-                return response.status_code, _json_of(response)
-            why = f"status {response.status_code}: {_error_text(_json_of(response), response.text)}"
+            if status < 500 and status not in RETRIED:
+                return status, _json_of(data)
+            why = f"status {status}: {_error_text(_json_of(data), data.decode(errors='replace'))}"
         raise AttemptFailure(
             FailureClass.INFRASTRUCTURE,
             f"{self._shown_url()} gave no answer in {self._settings.tries} tries ({why}); start the server or look at "
             "its log, then judge again",
         )
+
+    def _body(self, response: Any) -> bytes:
+        """Stops where no answer is that long: a wrong address may send a file, or a stream that never ends."""
+        data = bytearray()
+        for block in response.iter_bytes():
+            data += block
+            if len(data) > MOST_ANSWER_BYTES:
+                raise AttemptFailure(
+                    FailureClass.LAYOUT,
+                    f"{self._shown_url()} sent more than {MOST_ANSWER_BYTES // 2**20} MiB where a word was asked for, "
+                    "so it is no such server; SCREENTEST_JUDGE_URL ends with /v1 on most servers",
+                )
+        return bytes(data)
 
     def _pause(self, attempt: int, cancelled: Event | None) -> None:
         """Longer every time, and not the same for all that wait together."""
@@ -317,6 +338,41 @@ def _key_header(key_file: str | None) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
+def _address(url: str) -> str:
+    """Without a slash at its end. Raises AttemptFailure(layout) for what is no address; a name and password that stand
+    in it are not repeated.
+    """
+    if why := _why_no_address(url):
+        raise AttemptFailure(
+            FailureClass.LAYOUT,
+            f"SCREENTEST_JUDGE_URL is no address of a server ({why}); write it like http://localhost:11434/v1",
+        )
+    return url.rstrip("/")
+
+
+def _why_no_address(url: str) -> str:
+    import httpx
+
+    try:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            return "it begins with no http://<host>"
+        if not _has_port(parts):
+            return "its port is no number up to 65535"
+        httpx.URL(url)
+    except (ValueError, httpx.InvalidURL) as error:
+        return str(error)
+    return ""
+
+
+def _has_port(parts: SplitResult) -> bool:
+    """One that can be, or none. What stands there instead may be a piece of a password: no message may repeat it."""
+    try:
+        return parts.port is None or parts.port > 0
+    except ValueError:
+        return False
+
+
 def _is_loopback(url: str) -> bool:
     host = urlsplit(url).hostname or ""
     try:
@@ -348,10 +404,10 @@ def _plain_window(level: int) -> Window:
 # ---- what servers send
 
 
-def _json_of(response: Any) -> dict[str, Any]:
+def _json_of(data: bytes) -> dict[str, Any]:
     try:
-        content = response.json()
-    except ValueError:
+        content = json.loads(data)
+    except (ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
 
