@@ -32,6 +32,17 @@ def test_the_rung_of_the_last_clip_is_used_first() -> None:
     assert begins(after(CLIP), replace(SPEC, first_rung=1)) == 2
 
 
+def test_a_clip_at_the_rung_of_its_plan_teaches_nothing() -> None:
+    """The plan may have begun low because another process held memory: the next one may find it free."""
+    winning = WinningRungs()
+    winning.learn(replace(SPEC, first_rung=2), 2, CLIP)
+    assert begins(winning, SPEC) == 0
+
+
+def test_a_plan_below_the_rung_that_won_stands() -> None:
+    assert begins(after(CLIP, rung=1), replace(SPEC, first_rung=2)) == 2
+
+
 def test_published_weights_begin_where_random_ones_of_the_same_size_won() -> None:
     assert begins(after(CLIP), replace(SPEC, weights=Weights.HUB)) == 2
 

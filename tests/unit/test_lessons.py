@@ -151,6 +151,16 @@ def test_a_card_that_is_measured_too_small_begins_lower() -> None:
     assert planned(taught(), memory_cap_gib=12.0)[0].first_rung > 0
 
 
+def test_the_rung_that_was_needed_here_is_where_the_next_plan_begins() -> None:
+    """The first one that fits by the numbers ran out of memory; the next one made the clip."""
+    lessons = taught(rung=1)
+    spec, _ = planned(lessons)
+    assert (spec.first_rung, lessons.winning_rungs.first_rung(spec, "NVIDIA Test")) == (1, 1)
+    another = replace(PLACE, facts=replace(CARD, gpu_name="another"))
+    assert planned(lessons, another)[0].first_rung == 0
+    assert planned(lessons, memory_cap_gib=20.0)[0].first_rung == 0
+
+
 def test_a_job_of_another_lane_file_is_not_estimated() -> None:
     lessons = taught()
     spec, _ = planned(lessons)

@@ -30,13 +30,12 @@ FLOAT_RGB_BYTES: Final = 12  # of one pixel of a decoded clip
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Peak:
     """likely_bytes: what torch will hold. least_bytes: the least that is known to suffice. tensor_bytes: what tensors
-    alone take: with less it cannot run. is_measured: at this very rung and shape; else computed, as basis says.
+    alone take: with less it cannot run. basis: measured at this very rung and shape, or computed, and from what.
     """
 
     likely_bytes: int
     least_bytes: int
     tensor_bytes: int
-    is_measured: bool
     basis: str
 
 
@@ -80,24 +79,16 @@ def first_rung(
     measured: Measured,
     *,
     unified: bool = False,
-    gpu: str | None = None,
     memory_cap_gib: float | None = None,
 ) -> int | None:
-    """Where an attempt begins; None = no rung fits.
+    """Where an attempt can begin with so much memory; None = no rung fits.
 
-    That is the rung at which this shape last completed here (gpu: the driver's name for it), or one before it that is
-    measured to fit now; without such a memory the first that fits and keeps the picture, an unknown peak taken as one
-    that does where the weights do; failing that, the first whose tensors alone would fit; failing that, any that fits.
+    That is the first that fits and keeps the picture, an unknown peak taken as one that does where the weights do;
+    failing that, the first whose tensors alone would fit; failing that, any that fits.
     """
     torch_bytes = torch_may_hold(memory_bytes, memory_cap_gib)
     rungs = usable_rungs(lane, unified)
     peaks = {rung: peak(lane, rung, shape, measured, unified=unified) for rung in rungs}
-    won = _won(lane, shape, measured, gpu, memory_cap_gib)
-    for rung in rungs:
-        found = peaks[rung]
-        is_sure = found is not None and found.is_measured and found.least_bytes <= torch_bytes
-        if won is not None and (is_sure or (rung == won and (found is None or found.least_bytes <= torch_bytes))):
-            return rung
     fitting = [rung for rung in rungs if _fits(lane, rung, peaks[rung], measured, unified, torch_bytes)]
     tight = [rung for rung in rungs if (found := peaks[rung]) is not None and found.tensor_bytes <= torch_bytes]
     # torch gives back what it merely holds: rather try a tight rung than make another picture
@@ -148,20 +139,6 @@ def smallest_card_gib(lane: Lane, shape: Shape, measured: Measured) -> int | Non
     neutral = [rung for rung in usable_rungs(lane, unified=False) if not lane.ladder[rung].changes_picture]
     peaks = [peak_bytes(lane, rung, shape, measured) for rung in neutral]
     return min((card for found in peaks if found is not None and (card := card_gib(found)) is not None), default=None)
-
-
-# --- the rung that won ------------------------------------------------------------------------------------------------
-
-
-def _won(lane: Lane, shape: Shape, measured: Measured, gpu: str | None, memory_cap_gib: float | None) -> int | None:
-    """The rung of the last clip that completed here when asked for this shape."""
-    names = {rung.name: index for index, rung in enumerate(lane.ladder)}
-    for clip in reversed(tuple(measured.learned.values())):
-        rung = names.get(clip.rung)
-        is_here = (clip.lane_id, clip.gpu, clip.memory_cap_gib) == (lane.id, gpu, memory_cap_gib)
-        if is_here and rung is not None and clip.shape == at_rung(lane, rung, shape):
-            return rung
-    return None
 
 
 def _fits(lane: Lane, rung: int, found: Peak | None, measured: Measured, unified: bool, torch_bytes: int) -> bool:
@@ -219,7 +196,6 @@ def _measured(clips: list[Experience], torch_bytes: int | None) -> Peak:
         likely_bytes=least if likely is None else held[id(likely)],
         least_bytes=least,
         tensor_bytes=min(max((clip.tensor_bytes or clip.held_bytes).values()) for clip in clips),
-        is_measured=True,
         basis=f"measured on {clips[-1].gpu}",
     )
 
@@ -303,7 +279,6 @@ def _computed(lane: Lane, rung: Rung, shape: Shape, clips: list[Experience], uni
         likely_bytes=held,
         least_bytes=held,
         tensor_bytes=max(found.weights_bytes + found.activations_bytes for found in known),
-        is_measured=False,
         basis=f"computed from rung {nearest.clip.rung!r} measured on {nearest.clip.gpu}",
     )
 

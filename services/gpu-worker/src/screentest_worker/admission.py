@@ -44,7 +44,6 @@ def admit(lane: Lane, spec: JobSpec, device: DeviceMemory, measured: Measured) -
         free,
         measured,
         unified=device.unified,
-        gpu=device.gpu_name,
         memory_cap_gib=spec.memory_cap_gib,
     )
     usable = _usable_bytes(free, spec)

@@ -19,14 +19,13 @@ LEAST_RUNNER_BYTES = GIB
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceMemory:
     """free_bytes: what a new process gets now. ceiling_bytes: what it gets when no process of ours holds any. None =
-    unknown. foreign: who else holds some, one text each. gpu_name: as the driver says it, None for a cpu.
+    unknown. foreign: who else holds some, one text each.
     """
 
     unified: bool
     free_bytes: int | None
     ceiling_bytes: int | None
     foreign: tuple[str, ...] = ()
-    gpu_name: str | None = None
 
 
 def read(facts: DeviceFacts) -> DeviceMemory:
@@ -49,7 +48,6 @@ def of_device(facts: DeviceFacts, host: Mapping[str, int]) -> DeviceMemory:
         free_bytes=free,
         ceiling_bytes=_ceiling(free, total, facts.foreign, unified=unified),
         foreign=tuple(_named(process) for process in facts.foreign),
-        gpu_name=facts.gpu_name,
     )
 
 

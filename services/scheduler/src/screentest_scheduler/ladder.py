@@ -52,16 +52,24 @@ def circumstance(spec: JobSpec, gpu_name: str | None) -> Circumstance:
 
 
 class WinningRungs:
-    """The rung of the last clip in each circumstance. A fold of the events: a restart brings back what they hold."""
+    """The rung of the last clip in each circumstance whose plan said a higher one: that one had not been enough.
+
+    A clip at the rung of its plan teaches nothing: the same numbers say it again, and when memory was short for a
+    while, they may say better.
+    """
 
     def __init__(self) -> None:
         self._rungs: dict[Circumstance, int] = {}
 
     def learn(self, spec: JobSpec, rung: int, outcome: Outcome) -> None:
         """From the end of an attempt."""
-        if outcome.failure_class is None:
+        if outcome.failure_class is None and rung > spec.first_rung:
             self._rungs[circumstance(spec, outcome.gpu_name)] = rung
 
+    def rung(self, here: Circumstance) -> int:
+        """Where the ladder begins by experience: 0 without one."""
+        return self._rungs.get(here, 0)
+
     def first_rung(self, spec: JobSpec, gpu_name: str | None) -> int:
-        """Where the first attempt of this job begins: what has won before, else what the plan says."""
-        return self._rungs.get(circumstance(spec, gpu_name), spec.first_rung)
+        """Where the first attempt of this job begins: as planned, or lower where more was learned since."""
+        return max(spec.first_rung, self.rung(circumstance(spec, gpu_name)))

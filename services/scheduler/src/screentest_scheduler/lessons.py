@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from screentest import estimates, lanes, memory
 from screentest.measured import Measured, Shape
 from screentest.records import Estimate, JobSpec, Outcome, Weights
-from screentest_scheduler.ladder import WinningRungs
-from screentest_scheduler.planning import Placement, Work
+from screentest_scheduler.ladder import Circumstance, WinningRungs
+from screentest_scheduler.planning import Placement, Work, rung_names
 
 NO_LANES: Mapping[str, lanes.Lane] = {}
 NOTHING_MEASURED = Measured()
@@ -52,10 +52,15 @@ class Lessons:
         )
 
     def first_rung(self, lane: lanes.Lane, work: Work, placement: Placement) -> int:
-        """Where an attempt begins when it has the device to itself: the first that fits, else the last there is."""
-        facts = placement.facts
-        total_bytes = facts.memory_total_bytes if facts is not None else None
-        if work.weights is Weights.MINIATURE or facts is None or total_bytes is None:
+        """Where an attempt begins when it has the device to itself: the first that fits, else the last there is; and
+        not above the one that was needed before.
+        """
+        return max(self._rung_that_fits(lane, work, placement), self.winning_rungs.rung(_here(lane, work, placement)))
+
+    def _rung_that_fits(self, lane: lanes.Lane, work: Work, placement: Placement) -> int:
+        """By the numbers; 0 where there are none, and for miniatures, which fit anywhere."""
+        total_bytes = placement.facts.memory_total_bytes if placement.facts is not None else None
+        if work.weights is Weights.MINIATURE or total_bytes is None:
             return 0
         found = memory.first_rung(
             lane,
@@ -63,7 +68,6 @@ class Lessons:
             total_bytes,
             self._measured,
             unified=placement.is_unified,
-            gpu=facts.gpu_name,
             memory_cap_gib=work.memory_cap_gib,
         )
         return lanes.usable_rungs(lane, placement.is_unified)[-1] if found is None else found
@@ -111,6 +115,20 @@ class Lessons:
                 torch_bytes=capped if free is None else free,
             )
         return self._known[key]
+
+
+def _here(lane: lanes.Lane, work: Work, placement: Placement) -> Circumstance:
+    return Circumstance(
+        lane_id=lane.id,
+        lane_digest=lanes.lane_digest(lane),
+        rungs=rung_names(lane, placement),
+        width_px=work.width_px,
+        height_px=work.height_px,
+        num_frames=work.num_frames,
+        is_miniature=work.weights is Weights.MINIATURE,
+        memory_cap_gib=work.memory_cap_gib,
+        gpu_name=placement.facts.gpu_name if placement.facts is not None else None,
+    )
 
 
 def _shape(work: Work) -> Shape:

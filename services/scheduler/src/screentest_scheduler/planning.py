@@ -200,7 +200,7 @@ def plan_lane(
         call=call,
         marks=marks,
         limits=limits(lane, estimates),
-        rungs=_rungs(lane, placement),
+        rungs=rung_names(lane, placement),
         weights_repo=lane.model.repo if lane.model else "",
         weights_revision=lane.model.revision if lane.model else "",
         preflight=_preflight_word(marks, placement),
@@ -210,7 +210,7 @@ def plan_lane(
     )
 
 
-def _rungs(lane: lanes.Lane, placement: Placement) -> tuple[str, ...]:
+def rung_names(lane: lanes.Lane, placement: Placement) -> tuple[str, ...]:
     """Names by index of the ladder; empty where this device has no use for the rung."""
     usable = lanes.usable_rungs(lane, placement.is_unified)
     return tuple(rung.name if index in usable else "" for index, rung in enumerate(lane.ladder))
