@@ -34,10 +34,13 @@ from screentest.records import (
     JudgementFacts,
     JudgePlan,
     JudgePurpose,
+    JudgeTime,
     JudgingRequested,
     Keyframe,
     LanePlan,
+    Lesson,
     Limits,
+    LoadTime,
     Mark,
     MarkKind,
     Outcome,
@@ -75,6 +78,7 @@ from screentest.records import (
     Version,
     VitalsBatch,
     Weights,
+    WonRung,
 )
 
 SWEEP_ID = "architects-stillness-20260508t232959z"
@@ -328,6 +332,41 @@ JUDGED = Outcome(
     judgement=JudgementFacts(tier="c", method="logprobs", calls=320, presence=0.625, badges=("uncalibrated",)),
 )
 
+LESSON = Lesson(
+    lane_id="wan2-1-t2v-1-3b",
+    lane_digest="d" * 64,
+    at=AT,
+    rung_name="lean",
+    width_px=832,
+    height_px=480,
+    num_frames=81,
+    gpu_name="NVIDIA H200",
+    steps=50,
+    clips=12,
+    step_s=(1.25, 1.5),
+    start_s=0.75,
+    encode_s=0.5,
+    decode_s=2.5,
+    step_tflop=566.0,
+    memory_cap_gib=24.0,
+    loads=(LoadTime(weights=Weights.HUB, seconds=21.5),),
+    held=(PhaseMemory(phase="denoising", peak_bytes=9 * 2**30),),
+    is_unified=True,
+)
+WON_RUNG = WonRung(
+    lane_id="wan2-1-t2v-1-3b",
+    lane_digest="d" * 64,
+    at=AT,
+    rungs=("resident", "lean", "", "fp8"),
+    rung=3,
+    width_px=832,
+    height_px=480,
+    num_frames=81,
+    is_miniature=True,
+    memory_cap_gib=24.0,
+    gpu_name="NVIDIA H200",
+)
+
 JobBody = Submitted | Admitted | Started | CancelRequested | AttemptEnded | Completed | Failed | Refused | Cancelled
 SweepBody = (
     SweepSubmitted
@@ -477,6 +516,9 @@ MESSAGES: dict[str, object] = {
             counts=Counts(queued=1, running=2, completed=3, failed=4, refused=5, cancelled=6),
             settled=SweepSettled(jobs=10, clips=3, proofs=()),
             parts=2,
+            lessons=(LESSON,),
+            won_rungs=(WON_RUNG,),
+            judge_times=(JudgeTime(lane_id="pixels", purpose=JudgePurpose.CLIP, jobs=3, seconds=4.5),),
         )
     ),
     "sweep-restore-begun": _sweep_event(RestoreBegun(parts=2)),

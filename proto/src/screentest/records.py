@@ -706,13 +706,79 @@ class Counts:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LoadTime:
+    weights: Weights
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lesson:
+    """What the clips of one sweep taught of a lane at one rung, shape, GPU and memory cap, as in measured.Experience.
+
+    ``lane_digest``: of the file that taught it. ``at``: of the last of the clips.
+    """
+
+    lane_id: str
+    lane_digest: str
+    at: datetime
+    rung_name: str
+    width_px: int
+    height_px: int
+    num_frames: int
+    gpu_name: str
+    steps: int
+    clips: int
+    step_s: tuple[float, ...]
+    start_s: float
+    encode_s: float | None = None
+    decode_s: float | None = None
+    step_tflop: float | None = None
+    memory_cap_gib: float | None = None
+    loads: tuple[LoadTime, ...] = ()
+    held: tuple[PhaseMemory, ...] = ()
+    is_unified: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WonRung:
+    """The rung that made a clip where a higher one had not been enough. ``rungs``: as in LanePlan. ``gpu_name`` None =
+    computed without a GPU.
+    """
+
+    lane_id: str
+    lane_digest: str
+    at: datetime
+    rungs: tuple[str, ...]
+    rung: int
+    width_px: int
+    height_px: int
+    num_frames: int
+    is_miniature: bool
+    memory_cap_gib: float | None = None
+    gpu_name: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeTime:
+    """Seconds that jobs of one judge took together."""
+
+    lane_id: str
+    purpose: JudgePurpose
+    jobs: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SweepArchived:
-    """The sweep has left the stream for its archive in the depot; what a list still shows."""
+    """The sweep has left the stream for its archive in the depot: what a list still shows, and what it has taught."""
 
     record: SweepRecord
     counts: Counts
     settled: SweepSettled
     parts: int
+    lessons: tuple[Lesson, ...] = ()
+    won_rungs: tuple[WonRung, ...] = ()
+    judge_times: tuple[JudgeTime, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1322,8 +1322,228 @@ class Counts(_message.Message):
 Global___Counts: _TypeAlias = Counts  # noqa: Y015
 
 @_typing.final
+class LoadTime(_message.Message):
+    """Seconds of the last load with one kind of weights."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    WEIGHTS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    weights: _jobs_pb2.Weights.ValueType
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        weights: _jobs_pb2.Weights.ValueType = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["seconds", b"seconds", "weights", b"weights"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LoadTime: _TypeAlias = LoadTime  # noqa: Y015
+
+@_typing.final
+class Lesson(_message.Message):
+    """What the clips of one sweep taught of a lane at one rung, shape, GPU and memory cap."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_ID_FIELD_NUMBER: _builtins.int
+    LANE_DIGEST_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    RUNG_NAME_FIELD_NUMBER: _builtins.int
+    WIDTH_PX_FIELD_NUMBER: _builtins.int
+    HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    NUM_FRAMES_FIELD_NUMBER: _builtins.int
+    GPU_NAME_FIELD_NUMBER: _builtins.int
+    STEPS_FIELD_NUMBER: _builtins.int
+    CLIPS_FIELD_NUMBER: _builtins.int
+    STEP_S_FIELD_NUMBER: _builtins.int
+    START_S_FIELD_NUMBER: _builtins.int
+    ENCODE_S_FIELD_NUMBER: _builtins.int
+    DECODE_S_FIELD_NUMBER: _builtins.int
+    STEP_TFLOP_FIELD_NUMBER: _builtins.int
+    MEMORY_CAP_GIB_FIELD_NUMBER: _builtins.int
+    LOADS_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
+    IS_UNIFIED_FIELD_NUMBER: _builtins.int
+    lane_id: _builtins.str
+    lane_digest: _builtins.str
+    """Of the lane file that taught it; it says nothing of another."""
+    rung_name: _builtins.str
+    width_px: _builtins.int
+    height_px: _builtins.int
+    num_frames: _builtins.int
+    gpu_name: _builtins.str
+    steps: _builtins.int
+    clips: _builtins.int
+    start_s: _builtins.float
+    """What the denoising of the last clip took beside its steps."""
+    encode_s: _builtins.float
+    decode_s: _builtins.float
+    step_tflop: _builtins.float
+    """1e12 operations of one step."""
+    memory_cap_gib: _builtins.float
+    is_unified: _builtins.bool
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp:
+        """Of the last of the clips."""
+
+    @_builtins.property
+    def step_s(self) -> _containers.RepeatedScalarFieldContainer[_builtins.float]:
+        """Of each of the last clips, the median of its steps."""
+
+    @_builtins.property
+    def loads(self) -> _containers.RepeatedCompositeFieldContainer[Global___LoadTime]: ...
+    @_builtins.property
+    def held(self) -> _containers.RepeatedCompositeFieldContainer[Global___PhaseMemory]: ...
+    def __init__(
+        self,
+        *,
+        lane_id: _builtins.str = ...,
+        lane_digest: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        rung_name: _builtins.str = ...,
+        width_px: _builtins.int = ...,
+        height_px: _builtins.int = ...,
+        num_frames: _builtins.int = ...,
+        gpu_name: _builtins.str = ...,
+        steps: _builtins.int = ...,
+        clips: _builtins.int = ...,
+        step_s: _abc.Iterable[_builtins.float] | None = ...,
+        start_s: _builtins.float = ...,
+        encode_s: _builtins.float | None = ...,
+        decode_s: _builtins.float | None = ...,
+        step_tflop: _builtins.float | None = ...,
+        memory_cap_gib: _builtins.float | None = ...,
+        loads: _abc.Iterable[Global___LoadTime] | None = ...,
+        held: _abc.Iterable[Global___PhaseMemory] | None = ...,
+        is_unified: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_decode_s", b"_decode_s", "_encode_s", b"_encode_s", "_memory_cap_gib", b"_memory_cap_gib", "_step_tflop", b"_step_tflop", "at", b"at", "decode_s", b"decode_s", "encode_s", b"encode_s", "memory_cap_gib", b"memory_cap_gib", "step_tflop", b"step_tflop"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_decode_s", b"_decode_s", "_encode_s", b"_encode_s", "_memory_cap_gib", b"_memory_cap_gib", "_step_tflop", b"_step_tflop", "at", b"at", "clips", b"clips", "decode_s", b"decode_s", "encode_s", b"encode_s", "gpu_name", b"gpu_name", "height_px", b"height_px", "held", b"held", "is_unified", b"is_unified", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "loads", b"loads", "memory_cap_gib", b"memory_cap_gib", "num_frames", b"num_frames", "rung_name", b"rung_name", "start_s", b"start_s", "step_s", b"step_s", "step_tflop", b"step_tflop", "steps", b"steps", "width_px", b"width_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__decode_s: _TypeAlias = _typing.Literal["decode_s"]  # noqa: Y015
+    _WhichOneofArgType__decode_s: _TypeAlias = _typing.Literal["_decode_s", b"_decode_s"]  # noqa: Y015
+    _WhichOneofReturnType__encode_s: _TypeAlias = _typing.Literal["encode_s"]  # noqa: Y015
+    _WhichOneofArgType__encode_s: _TypeAlias = _typing.Literal["_encode_s", b"_encode_s"]  # noqa: Y015
+    _WhichOneofReturnType__memory_cap_gib: _TypeAlias = _typing.Literal["memory_cap_gib"]  # noqa: Y015
+    _WhichOneofArgType__memory_cap_gib: _TypeAlias = _typing.Literal["_memory_cap_gib", b"_memory_cap_gib"]  # noqa: Y015
+    _WhichOneofReturnType__step_tflop: _TypeAlias = _typing.Literal["step_tflop"]  # noqa: Y015
+    _WhichOneofArgType__step_tflop: _TypeAlias = _typing.Literal["_step_tflop", b"_step_tflop"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__decode_s) -> _WhichOneofReturnType__decode_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__encode_s) -> _WhichOneofReturnType__encode_s | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_cap_gib) -> _WhichOneofReturnType__memory_cap_gib | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__step_tflop) -> _WhichOneofReturnType__step_tflop | None: ...
+
+Global___Lesson: _TypeAlias = Lesson  # noqa: Y015
+
+@_typing.final
+class WonRung(_message.Message):
+    """The rung that made a clip where a higher one had not been enough: the next attempt of its kind begins there."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_ID_FIELD_NUMBER: _builtins.int
+    LANE_DIGEST_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
+    RUNGS_FIELD_NUMBER: _builtins.int
+    RUNG_FIELD_NUMBER: _builtins.int
+    WIDTH_PX_FIELD_NUMBER: _builtins.int
+    HEIGHT_PX_FIELD_NUMBER: _builtins.int
+    NUM_FRAMES_FIELD_NUMBER: _builtins.int
+    IS_MINIATURE_FIELD_NUMBER: _builtins.int
+    MEMORY_CAP_GIB_FIELD_NUMBER: _builtins.int
+    GPU_NAME_FIELD_NUMBER: _builtins.int
+    lane_id: _builtins.str
+    lane_digest: _builtins.str
+    rung: _builtins.int
+    width_px: _builtins.int
+    height_px: _builtins.int
+    num_frames: _builtins.int
+    is_miniature: _builtins.bool
+    memory_cap_gib: _builtins.float
+    gpu_name: _builtins.str
+    """Absent = computed without a GPU."""
+    @_builtins.property
+    def at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def rungs(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """By index of the ladder, empty where the device has no use for that rung."""
+
+    def __init__(
+        self,
+        *,
+        lane_id: _builtins.str = ...,
+        lane_digest: _builtins.str = ...,
+        at: _timestamp_pb2.Timestamp | None = ...,
+        rungs: _abc.Iterable[_builtins.str] | None = ...,
+        rung: _builtins.int = ...,
+        width_px: _builtins.int = ...,
+        height_px: _builtins.int = ...,
+        num_frames: _builtins.int = ...,
+        is_miniature: _builtins.bool = ...,
+        memory_cap_gib: _builtins.float | None = ...,
+        gpu_name: _builtins.str | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_gpu_name", b"_gpu_name", "_memory_cap_gib", b"_memory_cap_gib", "at", b"at", "gpu_name", b"gpu_name", "memory_cap_gib", b"memory_cap_gib"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_gpu_name", b"_gpu_name", "_memory_cap_gib", b"_memory_cap_gib", "at", b"at", "gpu_name", b"gpu_name", "height_px", b"height_px", "is_miniature", b"is_miniature", "lane_digest", b"lane_digest", "lane_id", b"lane_id", "memory_cap_gib", b"memory_cap_gib", "num_frames", b"num_frames", "rung", b"rung", "rungs", b"rungs", "width_px", b"width_px"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__gpu_name: _TypeAlias = _typing.Literal["gpu_name"]  # noqa: Y015
+    _WhichOneofArgType__gpu_name: _TypeAlias = _typing.Literal["_gpu_name", b"_gpu_name"]  # noqa: Y015
+    _WhichOneofReturnType__memory_cap_gib: _TypeAlias = _typing.Literal["memory_cap_gib"]  # noqa: Y015
+    _WhichOneofArgType__memory_cap_gib: _TypeAlias = _typing.Literal["_memory_cap_gib", b"_memory_cap_gib"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__gpu_name) -> _WhichOneofReturnType__gpu_name | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__memory_cap_gib) -> _WhichOneofReturnType__memory_cap_gib | None: ...
+
+Global___WonRung: _TypeAlias = WonRung  # noqa: Y015
+
+@_typing.final
+class JudgeTime(_message.Message):
+    """Seconds that jobs of one judge took together."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LANE_ID_FIELD_NUMBER: _builtins.int
+    PURPOSE_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    SECONDS_FIELD_NUMBER: _builtins.int
+    lane_id: _builtins.str
+    purpose: _jobs_pb2.JudgePurpose.ValueType
+    jobs: _builtins.int
+    seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        lane_id: _builtins.str = ...,
+        purpose: _jobs_pb2.JudgePurpose.ValueType = ...,
+        jobs: _builtins.int = ...,
+        seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "lane_id", b"lane_id", "purpose", b"purpose", "seconds", b"seconds"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JudgeTime: _TypeAlias = JudgeTime  # noqa: Y015
+
+@_typing.final
 class SweepArchived(_message.Message):
-    """The sweep has left the stream for its archive in the depot: what a list still shows, and the subject's last event."""
+    """The sweep has left the stream for its archive in the depot: what a list still shows, what its attempts have taught,
+    and the subject's last event.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1331,6 +1551,9 @@ class SweepArchived(_message.Message):
     COUNTS_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
     PARTS_FIELD_NUMBER: _builtins.int
+    LESSONS_FIELD_NUMBER: _builtins.int
+    WON_RUNGS_FIELD_NUMBER: _builtins.int
+    JUDGE_TIMES_FIELD_NUMBER: _builtins.int
     parts: _builtins.int
     """Verified parts of the archive."""
     @_builtins.property
@@ -1339,6 +1562,12 @@ class SweepArchived(_message.Message):
     def counts(self) -> Global___Counts: ...
     @_builtins.property
     def settled(self) -> Global___SweepSettled: ...
+    @_builtins.property
+    def lessons(self) -> _containers.RepeatedCompositeFieldContainer[Global___Lesson]: ...
+    @_builtins.property
+    def won_rungs(self) -> _containers.RepeatedCompositeFieldContainer[Global___WonRung]: ...
+    @_builtins.property
+    def judge_times(self) -> _containers.RepeatedCompositeFieldContainer[Global___JudgeTime]: ...
     def __init__(
         self,
         *,
@@ -1346,10 +1575,13 @@ class SweepArchived(_message.Message):
         counts: Global___Counts | None = ...,
         settled: Global___SweepSettled | None = ...,
         parts: _builtins.int = ...,
+        lessons: _abc.Iterable[Global___Lesson] | None = ...,
+        won_rungs: _abc.Iterable[Global___WonRung] | None = ...,
+        judge_times: _abc.Iterable[Global___JudgeTime] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "record", b"record", "settled", b"settled"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "parts", b"parts", "record", b"record", "settled", b"settled"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["counts", b"counts", "judge_times", b"judge_times", "lessons", b"lessons", "parts", b"parts", "record", b"record", "settled", b"settled", "won_rungs", b"won_rungs"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
