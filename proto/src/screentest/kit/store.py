@@ -16,7 +16,7 @@ from minio import Minio
 from minio.error import MinioException, S3Error
 from pydantic import SecretStr
 
-from screentest.errors import NotFound, ScreentestError, Unavailable
+from screentest.errors import BadRequest, NotFound, ScreentestError, Unavailable
 
 T = TypeVar("T")
 
@@ -91,13 +91,16 @@ class Store:
 
         return await self._call(key, put)
 
-    async def get(self, key: str) -> bytes:
-        """The whole object; NotFound when it is not there."""
+    async def get(self, key: str, *, most_bytes: int | None = None) -> bytes:
+        """The whole object; NotFound when it is not there, BadRequest when it is larger than ``most_bytes``."""
 
         def get() -> bytes:
             response = self._inner.get_object(self.bucket, key)
             try:
-                return bytes(response.read())
+                data = bytes(response.read() if most_bytes is None else response.read(most_bytes + 1))
+                if most_bytes is not None and len(data) > most_bytes:
+                    raise BadRequest(f"{key} has more than its {most_bytes} bytes")
+                return data
             finally:
                 response.close()
                 response.release_conn()
