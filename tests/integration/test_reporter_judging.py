@@ -29,10 +29,13 @@ from screentest.records import (
     RubricRef,
     SweepEvent,
     SweepRecord,
+    SweepSubmitted,
     Task,
     Weights,
 )
 from screentest.rubric import Rubric
+from screentest_reporter.judgements import Judgements
+from screentest_reporter.sweeps import SweepState
 from tests.integration.test_reporter_service import Reporter, Writer, play, reporter, upload_clip, wait_report, writer
 from tests.made_judgements import FIRST_FRAME, IN_ORDER, NOTHING, OTHER, REVERSED, RUBRIC, WINDOWS, Clip
 from tests.made_judgings import PIXELS, SIGLIP
@@ -243,3 +246,69 @@ async def test_random_weights_are_never_scored(
     row = rows_of(document)["wan"]
     assert (row["prompt_match"], row["score"]["score10"]) == ("not scored", None)
     assert "random weights" in row["finding"]
+
+
+# ---- what is read from the depot, and how long it is kept
+
+
+class Folded:
+    """Takes events as a Writer does, for a reporter that is a function call away."""
+
+    def __init__(self) -> None:
+        self.state = SweepState(sweep_id=SWEEP_ID)
+
+    async def write(self, *events: JobEvent | SweepEvent) -> None:
+        for number, event in enumerate(events, start=self.state.last_sequence + 1):
+            if isinstance(event, JobEvent):
+                self.state.apply_job_event(event, number)
+            else:
+                self.state.apply_sweep_event(event, number)
+
+
+async def judged_once(store: Store) -> tuple[SweepState, JobSpec]:
+    """A sweep with one clip and one judgement of its pixels, as the reporter folds it."""
+    ref, other = await put_rubric(store, RUBRIC), await put_rubric(store, OTHER, 1)
+    sweep = replace(record([plan("wan", "Wan")], weights=Weights.HUB), rubrics=(ref,), judges=(PIXELS,))
+    [made] = specs(sweep)
+    folded = Folded()
+    await folded.write(sweep_event(0, SweepSubmitted(record=sweep)), *History(made).complete(5).events)
+    await Bench(store, folded, ref, other).judge(PIXELS, made, {"pixels": MOVING})  # type: ignore[arg-type]
+    return folded.state, made
+
+
+async def test_no_more_is_read_of_a_judgement_than_was_recorded(store: Store) -> None:
+    state, made = await judged_once(store)
+    [job] = state.judging.values()
+    assert job.judgement is not None
+    await store.put(job.judgement.key, b" " * (job.judgement.size_bytes + 1), "application/json")
+    scores = await Judgements(store).scores(state)
+    said = scores.clips[made.job_id].score.not_scored
+    assert "the judgement in the depot is larger than what was recorded" in said
+    huge = replace(job.judgement, size_bytes=10**9)
+    state.judging[job.spec.job_id] = replace(job, judgement=huge)
+    scores = await Judgements(store).scores(state)
+    assert "the judgement has 954 MiB; 16 are read" in scores.clips[made.job_id].score.not_scored
+
+
+async def test_a_finished_report_keeps_no_judgement_while_another_is_in_work(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, _ = await judged_once(store)
+    gets: list[str] = []
+    real = store.get
+
+    async def get(key: str, **more: Any) -> bytes:
+        gets.append(key)
+        return await real(key, **more)
+
+    monkeypatch.setattr(store, "get", get)
+    judgements = Judgements(store)
+    in_work = replace(state, sweep_id="in-work", judging={})
+    for sweep in (state, in_work, state):
+        await judgements.scores(sweep)
+    assert len(gets) == 2  # the judgement and the rubric that both share
+    judgements.forget(state.sweep_id)
+    await judgements.scores(in_work)
+    assert len(gets) == 2
+    await judgements.scores(state)
+    assert len(gets) == 3

@@ -23,6 +23,8 @@ from screentest_reporter.tally import Findings, Memo
 log = structlog.get_logger()
 
 AT_ONCE = 16
+# Of one judgement or rubric. A judgement with every detail and all controls has a few hundred KiB.
+MOST_BYTES = 16 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,11 +33,14 @@ class _Broken:
 
 
 class Judgements:
-    """What lies in the depot by content never changes: a judgement is fetched once for all revisions of a report."""
+    """What lies in the depot by content never changes: a judgement is fetched once for all revisions of a report, and
+    kept as long as a report in work is made of it.
+    """
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._read: dict[str, Judgement | Rubric | _Broken] = {}
+        self._read: dict[str, Judgement | Rubric] = {}
+        self._wanted: dict[str, set[str]] = {}  # by sweep, the sha256 of what its report is made of
         self._memos: dict[str, Memo] = {}
         self._gate = asyncio.Semaphore(AT_ONCE)
 
@@ -47,6 +52,7 @@ class Judgements:
         jobs = {job.spec.job_id: job.judgement for job in tally.current_judging(state) if job.judgement is not None}
         others = (job.spec.judged.other_rubric for job in tally.current_judging(state) if job.spec.judged)
         refs += [ref for ref in others if ref is not None]
+        self._want(state.sweep_id, {artifact.sha256 for artifact in jobs.values()} | {ref.sha256 for ref in refs})
         read = await asyncio.gather(*(self._judgement(artifact) for artifact in jobs.values()))
         rubrics = await asyncio.gather(*(self._rubric(ref) for ref in refs))
         by_job = dict(zip(jobs, read, strict=True))
@@ -60,37 +66,52 @@ class Judgements:
         return await asyncio.to_thread(tally.scores, state, found, memo)
 
     def forget(self, sweep_id: str) -> None:
-        """Frees the memory of a sweep whose report is finished; what others need is read again."""
+        """Frees the memory of a sweep whose report is finished; if it is opened again, all is read again."""
         self._memos.pop(sweep_id, None)
-        if not self._memos:
-            self._read.clear()
+        self._want(sweep_id, set())
+        del self._wanted[sweep_id]
+
+    def _want(self, sweep_id: str, hashes: set[str]) -> None:
+        """Lets go of what no report is made of any more, for example of a rubric that was replaced."""
+        before = self._wanted.get(sweep_id, set())
+        self._wanted[sweep_id] = hashes
+        for sha256 in before.difference(*self._wanted.values()):
+            self._read.pop(sha256, None)
 
     async def _judgement(self, artifact: Artifact) -> Judgement | Rubric | _Broken:
-        return await self._once(
-            artifact.key, artifact.sha256, "the judgement", lambda data: _kept(judgement.from_json(data, artifact.key))
-        )
+        return await self._once(artifact, "the judgement", lambda data: _kept(judgement.from_json(data, artifact.key)))
 
     async def _rubric(self, ref: RubricRef) -> Judgement | Rubric | _Broken:
-        return await self._once(
-            ref.key, ref.sha256, "the rubric", lambda data: rubric.from_json(data.decode("utf-8"), ref.key)
-        )
+        return await self._once(ref, "the rubric", lambda data: rubric.from_json(data.decode("utf-8"), ref.key))
 
     async def _once(
-        self, key: str, sha256: str, what: str, parse: Callable[[bytes], Judgement | Rubric]
+        self, lies: Artifact | RubricRef, what: str, parse: Callable[[bytes], Judgement | Rubric]
     ) -> Judgement | Rubric | _Broken:
         """What is broken is not remembered: a person may have put it back."""
-        if sha256 not in self._read:
+        known = self._read.get(lies.sha256)
+        if known is not None:
+            return known
+        try:
+            data = await self._fetched(lies, what)
+            self._read[lies.sha256] = known = await asyncio.to_thread(parse, data)
+        except NotFound:
+            return _broken(lies.key, f"{what} is gone from the depot")
+        except (BadRequest, UnicodeDecodeError) as error:
+            return _broken(lies.key, str(error))
+        return known
+
+    async def _fetched(self, lies: Artifact | RubricRef, what: str) -> bytes:
+        """What was recorded, and no more of it than was recorded. BadRequest says what lies there instead."""
+        if lies.size_bytes > MOST_BYTES:
+            raise BadRequest(f"{what} has {lies.size_bytes / 2**20:.0f} MiB; {MOST_BYTES // 2**20} are read")
+        async with self._gate:
             try:
-                async with self._gate:
-                    data = await self._store.get(key)
-                if hashlib.sha256(data).hexdigest() != sha256:
-                    raise BadRequest(f"{what} in the depot is not what was recorded")
-                self._read[sha256] = await asyncio.to_thread(parse, data)
-            except NotFound:
-                return _broken(key, f"{what} is gone from the depot")
-            except (BadRequest, UnicodeDecodeError) as error:
-                return _broken(key, str(error))
-        return self._read[sha256]
+                data = await self._store.get(lies.key, most_bytes=lies.size_bytes)
+            except BadRequest as error:
+                raise BadRequest(f"{what} in the depot is larger than what was recorded") from error
+        if hashlib.sha256(data).hexdigest() != lies.sha256:
+            raise BadRequest(f"{what} in the depot is not what was recorded")
+        return data
 
 
 def _kept(read: Judgement) -> Judgement:
