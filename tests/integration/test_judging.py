@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import io
+import subprocess
+import sys
 import threading
 import urllib.request
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -403,6 +406,27 @@ async def test_wrong_judges_and_rubrics_are_named(scheduler: Scheduler) -> None:
         client.upload_rubric(rubric.to_json(drafting.draft("A boat")).encode(), prompt=PROMPT)
     with pytest.raises(BadRequest, match="'prompt_sha256' is missing"), scheduler.client() as client:
         client.upload_rubric(b'{"schema": "rubric/1"}', file_name="broken.json")
+
+
+async def test_of_a_tier_those_are_asked_that_can_work_here_and_the_others_are_named(
+    scheduler: Scheduler, worker: HandWorker
+) -> None:
+    sweep_id = await submit(scheduler, spec(seeds=(1,), judge_lane_ids=()))
+    await make_clip(worker)
+
+    def judge(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [str(Path(sys.executable).with_name("screentest")), "judge", sweep_id, *arguments]
+        environment = {**scheduler.environment, "SCREENTEST_GRPC_ADDRESS": scheduler.address, "COLUMNS": "200"}
+        return subprocess.run(command, input="n\n", env=environment, capture_output=True, text=True, check=False)
+
+    some = await asyncio.to_thread(judge, "--tier", "c")
+    assert some.returncode == 0, some.stderr
+    assert "left out: judge 'qwen3-vl-8b' needs a GPU" in some.stderr
+    assert "endpoint" in some.stdout
+    assert "qwen3-vl-8b" not in some.stdout
+    named = await asyncio.to_thread(judge, "--tier", "c", "--judge", "qwen3-vl-8b")
+    assert (named.returncode, named.stdout) == (2, "")
+    assert "judge 'qwen3-vl-8b' needs a GPU" in named.stderr
 
 
 async def test_a_prompt_without_words_is_said_and_refuses_no_sweep(scheduler: Scheduler, worker: HandWorker) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated
 import typer
 
 from screentest import rubric
-from screentest.client import Client
+from screentest.client import Client, Judging
 from screentest.errors import BadRequest
 from screentest.records import Counts, Job, JobState, JudgeCost, JudgePurpose, RubricRef, Sweep, Task
 from screentest_ui import printing
@@ -20,6 +21,7 @@ from screentest_ui.panel_text import UNKNOWN, counted, duration
 
 FAILED = 1
 LOOK_EVERY_S = 1.0
+_JUDGE = re.compile(r"judge_lane_ids\[(\d+)\]")  # how the scheduler names the judge that is wrong
 COST_COLUMNS = ("Judge", "Tier", "Jobs", "Questions", "Time", "Known from")
 RESULT_COLUMNS = ("Judge", "Looked at", "State", "Why")
 
@@ -41,14 +43,14 @@ def judge(
 ) -> int | None:
     """Judge a sweep's clips, also long after it ended.
 
-    Shows the cost and asks before it begins. Clips are never touched; scores carry judge and rubric. Exit 1 when a
-    judgement failed.
+    Shows the cost and asks before it begins. Of a tier those judges are asked that can work here, and the others are
+    named. Clips are never touched; scores carry judge and rubric. Exit 1 when a judgement failed.
     """
     with connect() as client:
         sweep = client.get_sweep(sweep_id)
-        lane_ids = tuple(dict.fromkeys((*(judges or ()), *(_of_tier(client, tier) if tier else ()))))
         given = tuple(_upload(client, sweep, path) for path in rubrics or ())
-        asked = client.judge_sweep(sweep_id, judge_lane_ids=lane_ids, rubrics=given, estimate_only=True)
+        named, of_tier = tuple(dict.fromkeys(judges or ())), _of_tier(client, tier) if tier else ()
+        lane_ids, asked = _asked(client, sweep_id, named, of_tier, given)
         if not json:
             printing.print_table(COST_COLUMNS, map(_cost_line, asked.costs))
         if not any(cost.jobs for cost in asked.costs):
@@ -131,6 +133,24 @@ def _of_tier(client: Client, tier: str) -> tuple[str, ...]:
     if not found:
         raise BadRequest(f"this stack has no judge of tier {tier}; `screentest lanes` lists those it has")
     return found
+
+
+def _asked(
+    client: Client, sweep_id: str, named: Sequence[str], of_tier: Sequence[str], rubrics: Sequence[RubricRef]
+) -> tuple[tuple[str, ...], Judging]:
+    """The judges that can be asked, and what they would cost. One that was asked for by its name must be able to."""
+    lane_ids = tuple(dict.fromkeys((*named, *of_tier)))
+    try:
+        return lane_ids, client.judge_sweep(sweep_id, judge_lane_ids=lane_ids, rubrics=rubrics, estimate_only=True)
+    except BadRequest as error:
+        unable = {int(match[1]): item.description for item in error.violations if (match := _JUDGE.match(item.field))}
+        able = tuple(lane_id for index, lane_id in enumerate(lane_ids) if index not in unable)
+        is_about_tier = unable and len(unable) == len(error.violations) and not set(named) - set(able)
+        if not is_about_tier or not able:
+            raise
+    for why in unable.values():
+        printing.note(f"left out: {why}")
+    return able, client.judge_sweep(sweep_id, judge_lane_ids=able, rubrics=rubrics, estimate_only=True)
 
 
 def _upload(client: Client, sweep: Sweep, path: Path) -> RubricRef:
