@@ -64,6 +64,11 @@ def test_list_names_present_and_missing_and_leaves_children_to_their_parents() -
     assert "holds" not in told
 
 
+def test_pictures_that_only_dissolve_are_said_to() -> None:
+    assert line((1, 1, 1, 1, 2, 2, 2, 2), "dissolve").split("; ")[0].endswith("present, dissolves without motion")
+    assert finding.line(RUBRIC, scoring.score(RUBRIC, [], pixels("dissolve"))).startswith("Valid MP4, dissolves")
+
+
 def test_nothing_missing_is_said() -> None:
     assert line(IN_ORDER).endswith("nothing missing")
 

@@ -79,7 +79,10 @@ def test_dead_clip_is_zero_without_a_judge_and_says_why(flag: str) -> None:
         assert found.caps == (Cap(flag=flag, from10=None, to10=0.0),)
 
 
-@pytest.mark.parametrize(("flag", "to10"), [("frozen", 4.0), ("near-static", 6.0), ("freezes-midway", 7.0)])
+@pytest.mark.parametrize(
+    ("flag", "to10"),
+    [("frozen", 4.0), ("static-with-grain", 4.0), ("near-static", 6.0), ("dissolve", 6.0), ("freezes-midway", 7.0)],
+)
 def test_still_clip_is_capped_and_the_cap_is_told(flag: str, to10: float) -> None:
     free, _ = scored(IN_ORDER)
     found, _ = scored(IN_ORDER, flag)

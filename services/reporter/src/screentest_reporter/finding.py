@@ -29,6 +29,7 @@ _MOTION: Final = {
     "frozen": "static",
     "static-with-grain": "static but for grain",
     "near-static": "nearly static",
+    "dissolve": "dissolves without motion",
     "freezes-midway": "freezes midway",
 }
 _STATIC: Final = frozenset({"frozen", "static-with-grain", "near-static"})

@@ -22,8 +22,16 @@ Confidence = Literal["high", "medium", "low"]
 
 # Nothing to judge: proven from pixels, in the order in which they are looked for. very-dark is none of them.
 DEAD_FLAGS: Final = ("no-frames", "black", "flat", "noise")
-# Source: the anchors of the scale; 4 = place right, 6 = subjects without story.
-CAPS: Final[Mapping[str, float]] = {"frozen": 4.0, "near-static": 6.0, "freezes-midway": 7.0}
+# Source: the anchors of the scale; 4 = place right, 6 = subjects without story, or static. Grain over a still picture
+# moves no more than a frozen one (the two differ in changed pixels alone), so it earns no more; two pictures that
+# dissolve into each other show more than one, and nothing in them moves.
+CAPS: Final[Mapping[str, float]] = {
+    "frozen": 4.0,
+    "static-with-grain": 4.0,
+    "near-static": 6.0,
+    "dissolve": 6.0,
+    "freezes-midway": 7.0,
+}
 # Design choices until ratings of people replace them.
 PRESENCE_SHARE, STORY_SHARE, CAMERA_SHARE = 0.6, 0.3, 0.1
 PRESENCE_KINDS: Final[frozenset[Kind]] = frozenset({"subject", "attribute", "relation", "style"})
