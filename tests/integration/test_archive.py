@@ -8,7 +8,7 @@ import functools
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from itertools import islice
@@ -25,6 +25,7 @@ from screentest.kit import archive as archive_module
 from screentest.kit.archive import Archive, ArchiveDamaged, Message
 from screentest.kit.bus import Append, Bus, Stored
 from screentest.kit.store import Store
+from screentest.lanes import Lane
 from screentest.records import (
     ArtifactKind,
     ControlEvent,
@@ -47,6 +48,7 @@ from screentest_scheduler import planning
 from screentest_scheduler.archiver import Archiver
 from screentest_scheduler.journal import Journal, claim_subject
 from screentest_scheduler.ledger import Ledger
+from screentest_scheduler.lessons import Lessons
 from screentest_ui import ports, restoring, servers
 from screentest_ui.home import Home, client_environment
 from screentest_ui.restoring import AlreadyThere, restore_all
@@ -56,6 +58,8 @@ from tests.integration.test_scheduler import spec
 from tests.integration.test_stack import SCREENTEST, environment, wait_for
 from tests.made_judgings import ref
 from tests.made_sweeps import History, plan, record, settled, stamp, submitted
+from tests.unit.test_lessons import ASKED, CATALOGUE, PLACE
+from tests.unit.test_lessons import clip_of as made_by
 from tests.unit.test_reporter_vitals import batch, gpu_sample
 
 WAN = replace(plan("wan2-1-t2v-1-3b", "Wan 2.1 T2V 1.3B"), device="gpu-0")
@@ -104,6 +108,7 @@ class House:
     store: Store
     writer: Writer
     kill: Kill | None = None
+    catalogue: Mapping[str, Lane] = field(default_factory=dict)
     ledger: Ledger = field(default_factory=Ledger)
 
     @property
@@ -120,7 +125,7 @@ class House:
     ) -> Archiver:
         """A new process: all it knows it reads. ``has_worker``: whether every queued job has one."""
         bus, store = bus or self.bus, store or self.store
-        self.ledger = Ledger()
+        self.ledger = Ledger(Lessons(self.catalogue))
         self.journal = Journal(bus, self.ledger)
         await self.journal.replay()
         return Archiver(
@@ -333,6 +338,34 @@ async def test_sweep_leaves_the_stream_after_its_time_and_stays_in_the_list(hous
     assert house.ledger.jobs == {}
     with pytest.raises(NotPossibleNow, match="screentest restore"):
         house.ledger.sweep(SWEEP_ID)
+
+
+async def test_what_a_sweep_has_taught_outlives_its_events_and_is_counted_once(house: House) -> None:
+    """Rates, the rung that won, and what judging took: after a restart, and after a restore and another restart."""
+    [lane] = planning.plan(ASKED, CATALOGUE, dict.fromkeys(CATALOGUE, PLACE)).lanes
+    sweep = replace(record([lane], weights=ASKED.weights), spec=ASKED)
+    first, second = planning.jobs(sweep)
+    made = [History(first).start(rung=1), History(second, second=20).start(rung=1)]
+    await house.writer.write(submitted(sweep))
+    for history, step_s in zip(made, (0.5, 0.75), strict=True):
+        await house.writer.write(*history.wait(5).end(made_by(history.spec, step_s=step_s)).succeed().events)
+    await house.writer.write(settled(sweep, [history.job for history in made], [NOT_PROVEN], 60))
+    house.catalogue = CATALOGUE
+    archiver = await house.begin(kept=AT_ONCE)
+    known = knowledge(house.ledger)
+    assert ([lesson.clips for lesson in known[0]], [won.rung for won in known[1]]) == ([2], [1])
+    await archiver.work()
+    await archiver.work()
+    assert (await house.said(), knowledge(house.ledger)) == ([], known)
+    await house.begin()
+    assert (house.ledger.sweeps, knowledge(house.ledger)) == ({}, known)
+    await restoring.restore(house.bus, await restoring.load(house.archive, SWEEP_ID))
+    await house.begin()
+    assert (list(house.ledger.sweeps), knowledge(house.ledger)) == ([SWEEP_ID], known)
+
+
+def knowledge(ledger: Ledger) -> tuple[Any, ...]:
+    return ledger.lessons.told(), ledger.lessons.winning_rungs.told(), ledger.judge_times.told()
 
 
 async def test_damaged_part_keeps_the_sweep_in_the_stream_and_says_so(house: House) -> None:

@@ -64,3 +64,11 @@ def test_seconds_are_those_of_the_clips_that_it_judged_here() -> None:
     assert cost.basis == "2 clips judged here took 3.0 s each"
     met = learned((JudgePurpose.CLIP, 2), (JudgePurpose.CONTROLS, 7), (JudgePurpose.KEYFRAME, 1))
     assert judge_costs.cost(SIGLIP, wanted, met).seconds == pytest.approx(3 * 2 + 7 + 1)
+
+
+def test_what_a_judge_took_is_recalled_as_it_was_told_and_adds_up() -> None:
+    times = learned((JudgePurpose.CLIP, 2), (JudgePurpose.CONTROLS, 7))
+    for _ in range(2):
+        times.recall(learned((JudgePurpose.CLIP, 5)).told())
+    assert (times.clips(SIGLIP.lane_id), times.job_s(SIGLIP.lane_id, JudgePurpose.CLIP)) == (3, 4)
+    assert times.job_s(SIGLIP.lane_id, JudgePurpose.CONTROLS) == 7

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 
@@ -14,12 +15,13 @@ from tests.made_sweeps import plan, record
 SPEC = replace(
     planning.jobs(record([plan("wan", "Wan")]))[0], rungs=("resident", "lean", "fp8"), weights=Weights.FULL_RANDOM
 )
+AT = datetime(2026, 5, 8, 23, 29, 59, tzinfo=UTC)
 CLIP = Outcome(failure_class=None, gpu_name="NVIDIA H200")
 
 
 def after(outcome: Outcome, *, rung: int = 2) -> WinningRungs:
     winning = WinningRungs()
-    winning.learn(SPEC, rung, outcome)
+    winning.learn(SPEC, rung, outcome, AT)
     return winning
 
 
@@ -35,7 +37,7 @@ def test_the_rung_of_the_last_clip_is_used_first() -> None:
 def test_a_clip_at_the_rung_of_its_plan_teaches_nothing() -> None:
     """The plan may have begun low because another process held memory: the next one may find it free."""
     winning = WinningRungs()
-    winning.learn(replace(SPEC, first_rung=2), 2, CLIP)
+    winning.learn(replace(SPEC, first_rung=2), 2, CLIP, AT)
     assert begins(winning, SPEC) == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,7 @@ WAN = replace(
 )
 CATALOGUE = {WAN.id: WAN}
 GIB = 2**30
+AT = datetime(2026, 5, 8, 23, 29, 59, tzinfo=UTC)
 CARD = DeviceFacts(
     host="local",
     device="gpu-0",
@@ -74,7 +76,7 @@ def clip_of(spec: JobSpec, *, step_s: float = 0.5, gpu_name: str | None = "NVIDI
 def taught(*, rung: int = 0, shared_gpu: bool = False, gpu_name: str | None = "NVIDIA Test") -> Lessons:
     lessons = Lessons(CATALOGUE)
     spec, _ = planned(lessons)
-    lessons.learn(spec, rung, clip_of(spec, gpu_name=gpu_name), shared_gpu=shared_gpu)
+    lessons.learn(spec, rung, clip_of(spec, gpu_name=gpu_name), AT, shared_gpu=shared_gpu)
     return lessons
 
 
@@ -100,7 +102,7 @@ def test_one_clip_tells_time_and_memory_of_the_next() -> None:
 def test_a_new_clip_replaces_what_was_computed_before() -> None:
     lessons = taught()
     spec, [before, *_] = planned(lessons)
-    lessons.learn(spec, 0, clip_of(spec, step_s=1.5), shared_gpu=False)
+    lessons.learn(spec, 0, clip_of(spec, step_s=1.5), AT, shared_gpu=False)
     _, [after, *_] = planned(lessons)
     assert after.clips == 2
     assert before.clip_s is not None
@@ -111,7 +113,7 @@ def test_a_new_clip_replaces_what_was_computed_before() -> None:
 def test_miniatures_neither_teach_nor_learn() -> None:
     lessons = Lessons(CATALOGUE)
     spec, _ = planned(lessons, weights=Weights.MINIATURE)
-    lessons.learn(spec, 0, clip_of(spec), shared_gpu=False)
+    lessons.learn(spec, 0, clip_of(spec), AT, shared_gpu=False)
     _, [first, *_] = planned(lessons)
     assert first.clip_s is None
     _, [first, *_] = planned(taught(), weights=Weights.MINIATURE)
@@ -130,7 +132,7 @@ def test_a_clip_of_an_older_lane_file_teaches_nothing_of_the_lane_of_today() -> 
     lessons = Lessons(CATALOGUE)
     spec, _ = planned(lessons)
     older = replace(spec, lane_digest="older")
-    lessons.learn(older, 1, clip_of(older), shared_gpu=False)
+    lessons.learn(older, 1, clip_of(older), AT, shared_gpu=False)
     assert planned(lessons)[1][0].clip_s is None
     assert lessons.winning_rungs.first_rung(spec, "NVIDIA Test") == spec.first_rung
     assert lessons.winning_rungs.first_rung(older, "NVIDIA Test") == 1
@@ -140,7 +142,7 @@ def test_an_attempt_without_clip_teaches_nothing() -> None:
     lessons = Lessons(CATALOGUE)
     spec, _ = planned(lessons)
     failed = replace(clip_of(spec), failure_class=FailureClass.OOM_DECODE, clip=None)
-    lessons.learn(spec, 0, failed, shared_gpu=False)
+    lessons.learn(spec, 0, failed, AT, shared_gpu=False)
     assert planned(lessons)[1][0].clip_s is None
 
 
@@ -159,6 +161,41 @@ def test_the_rung_that_was_needed_here_is_where_the_next_plan_begins() -> None:
     another = replace(PLACE, facts=replace(CARD, gpu_name="another"))
     assert planned(lessons, another)[0].first_rung == 0
     assert planned(lessons, memory_cap_gib=20.0)[0].first_rung == 0
+
+
+def recalled(*told: Lessons) -> Lessons:
+    """By another process, in this order."""
+    lessons = Lessons(CATALOGUE)
+    for item in told:
+        lessons.recall(item.told(), item.winning_rungs.told())
+    return lessons
+
+
+def test_what_is_told_is_recalled_as_it_was_learned() -> None:
+    lessons = taught(rung=1)
+    again = recalled(lessons)
+    assert planned(again) == planned(lessons)
+    assert (again.told(), again.winning_rungs.told()) == (lessons.told(), lessons.winning_rungs.told())
+
+
+def test_lessons_count_by_their_time_and_not_by_the_order_of_the_telling() -> None:
+    first, later = Lessons(CATALOGUE), Lessons(CATALOGUE)
+    spec, _ = planned(first)
+    first.learn(spec, 2, clip_of(spec, step_s=0.5), AT, shared_gpu=False)
+    later.learn(spec, 1, clip_of(spec, step_s=1.5), AT + timedelta(days=1), shared_gpu=False)
+    first.learn(spec, 0, clip_of(spec, step_s=0.5), AT, shared_gpu=False)
+    later.learn(spec, 0, clip_of(spec, step_s=1.5), AT + timedelta(days=1), shared_gpu=False)
+    for order in ((first, later), (later, first)):
+        lessons = recalled(*order)
+        resident = next(lesson for lesson in lessons.told() if lesson.rung_name == "resident")
+        assert (resident.clips, resident.step_s, resident.at) == (2, (0.5, 1.5), AT + timedelta(days=1))
+        assert planned(lessons)[0].first_rung == 1
+
+
+def test_lessons_of_another_lane_file_are_not_recalled() -> None:
+    lessons = Lessons(CATALOGUE)
+    lessons.recall((replace(taught().told()[0], lane_digest="older"),), ())
+    assert lessons.told() == ()
 
 
 def test_a_job_of_another_lane_file_is_not_estimated() -> None:

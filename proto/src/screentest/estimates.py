@@ -178,10 +178,13 @@ def learn(
     Nothing is learned from an attempt without clip, without GPU, or of miniature weights.
     """
     told = _told(lane, spec, rung, outcome, unified, energy_wh)
-    if told is None:
-        return measured
-    before = measured.learned.get(told.key)
-    merged = told if before is None else _merged(before, told)
+    return measured if told is None else remember(measured, told)
+
+
+def remember(measured: Measured, told: Experience, *, is_older: bool = False) -> Measured:
+    """With one more experience, the last of what is learned then. is_older: than what is known of the same kind."""
+    known = measured.learned.get(told.key)
+    merged = told if known is None else _merged(told, known) if is_older else _merged(known, told)
     others = {key: clip for key, clip in measured.learned.items() if key != told.key}
     return replace(measured, learned={**others, told.key: merged})
 

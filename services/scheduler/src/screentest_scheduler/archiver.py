@@ -248,7 +248,13 @@ class Archiver:
         if self._ledger.last_sequence(sweep_id) != standing.last_sequence or sweep.settled is None:
             return  # it changed while we read; what another process writes from here on, the append's guard refuses
         farewell = SweepArchived(
-            record=sweep.record, counts=self._ledger.counts(sweep_id), settled=sweep.settled, parts=len(manifests)
+            record=sweep.record,
+            counts=self._ledger.counts(sweep_id),
+            settled=sweep.settled,
+            parts=len(manifests),
+            lessons=sweep.lessons.told(),
+            won_rungs=sweep.lessons.winning_rungs.told(),
+            judge_times=sweep.judge_times.told(),
         )
         await self._journal.append_sweep(sweep, farewell)
         self._forget(sweep_id)

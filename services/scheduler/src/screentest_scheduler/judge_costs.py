@@ -1,6 +1,6 @@
 """What judging costs: questions by what a rubric asks, seconds by what the judge took before on this stack. Pure.
 
-It learns from the end of every attempt: a fold of the events, so a restart brings back what the stream still holds.
+It learns from the end of every attempt: a fold of the events, and of what archived sweeps have told in their farewells.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from screentest.records import JobSpec, JudgeCost, JudgePlan, JudgePurpose, Outcome, Stamp
+from screentest.records import JobSpec, JudgeCost, JudgePlan, JudgePurpose, JudgeTime, Outcome, Stamp
 from screentest.rubric import WHOLE_CLIP_KINDS, Kind, Rubric
 from screentest_scheduler.transitions import Entry, elapsed_s
 
@@ -43,6 +43,19 @@ class JudgeTimes:
         key = (entry.spec.lane_id, judged.purpose)
         jobs, seconds = self._took.get(key, (0, 0.0))
         self._took[key] = (jobs + 1, seconds + elapsed_s(entry.began, ended))
+
+    def told(self) -> tuple[JudgeTime, ...]:
+        """Everything that is known, to be recalled another day."""
+        return tuple(
+            JudgeTime(lane_id=lane_id, purpose=purpose, jobs=jobs, seconds=seconds)
+            for (lane_id, purpose), (jobs, seconds) in self._took.items()
+        )
+
+    def recall(self, times: Iterable[JudgeTime]) -> None:
+        """What was told before, added to what is known."""
+        for item in times:
+            jobs, seconds = self._took.get((item.lane_id, item.purpose), (0, 0.0))
+            self._took[item.lane_id, item.purpose] = (jobs + item.jobs, seconds + item.seconds)
 
     def clips(self, judge_lane_id: str) -> int:
         """Clips that this judge has finished here."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from datetime import datetime
 
-from screentest.records import FailureClass, JobSpec, Outcome, Weights
+from screentest.records import FailureClass, JobSpec, Outcome, Weights, WonRung
 
 # Host memory is no matter of rungs: the lower ones need more of it, not less.
 OUT_OF_MEMORY = frozenset(
@@ -37,6 +39,9 @@ class Circumstance:
     gpu_name: str | None
 
 
+_CIRCUMSTANCE = tuple(part.name for part in fields(Circumstance))
+
+
 def circumstance(spec: JobSpec, gpu_name: str | None) -> Circumstance:
     return Circumstance(
         lane_id=spec.lane_id,
@@ -59,16 +64,30 @@ class WinningRungs:
     """
 
     def __init__(self) -> None:
-        self._rungs: dict[Circumstance, int] = {}
+        self._won: dict[Circumstance, WonRung] = {}
 
-    def learn(self, spec: JobSpec, rung: int, outcome: Outcome) -> None:
-        """From the end of an attempt."""
+    def learn(self, spec: JobSpec, rung: int, outcome: Outcome, at: datetime) -> None:
+        """From the end of an attempt, which was then."""
         if outcome.failure_class is None and rung > spec.first_rung:
-            self._rungs[circumstance(spec, outcome.gpu_name)] = rung
+            here = circumstance(spec, outcome.gpu_name)
+            self._won[here] = WonRung(rung=rung, at=at, **{name: getattr(here, name) for name in _CIRCUMSTANCE})
+
+    def told(self) -> tuple[WonRung, ...]:
+        """Everything that is known, to be recalled another day."""
+        return tuple(self._won.values())
+
+    def recall(self, won: Iterable[WonRung]) -> None:
+        """What was told before; of each circumstance the latest counts."""
+        for item in won:
+            here = Circumstance(**{name: getattr(item, name) for name in _CIRCUMSTANCE})
+            known = self._won.get(here)
+            if known is None or known.at < item.at:
+                self._won[here] = item
 
     def rung(self, here: Circumstance) -> int:
         """Where the ladder begins by experience: 0 without one."""
-        return self._rungs.get(here, 0)
+        known = self._won.get(here)
+        return 0 if known is None else known.rung
 
     def first_rung(self, spec: JobSpec, gpu_name: str | None) -> int:
         """Where the first attempt of this job begins: as planned, or lower where more was learned since."""

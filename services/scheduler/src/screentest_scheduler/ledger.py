@@ -54,7 +54,8 @@ class SweepState:
     ``restored`` and ``restored_sequence``: when it was written back from its archive, the event that says so.
     ``judgings``: every wish to have it judged, oldest first. ``judge_ids``: its judge jobs, ``judged_sequence``: of
     their newest event. ``unjudged``: completed jobs whose judge jobs may not be written yet; ``has_judge_news``:
-    whether any may follow from what has happened since somebody looked.
+    whether any may follow from what has happened since somebody looked. ``lessons``, ``judge_times``: what its own
+    attempts have taught.
     """
 
     record: SweepRecord
@@ -74,6 +75,8 @@ class SweepState:
     has_judge_news: bool = True
     open_keyframes: dict[str, str] = field(default_factory=dict)  # the judge by judge job
     open_clips: dict[str, int] = field(default_factory=dict)  # how many are left, by judge
+    lessons: Lessons = field(default_factory=Lessons)
+    judge_times: JudgeTimes = field(default_factory=JudgeTimes)
 
     @property
     def is_settled(self) -> bool:
@@ -124,6 +127,8 @@ class Ledger:
         self.sequence = 0
         # Messages of sweeps that are being written back: they count when all of them are there.
         self._returning: dict[str, list[Stored]] = {}
+        self._remembered: set[str] = set()  # archived sweeps whose lessons are known
+        self._is_retold = False  # what is read now teaches nothing new
         self._open: dict[str, None] = {}  # jobs that are not terminal, in order
         self._active: dict[str, None] = {}  # those of them that are not simply queued
         self._expiring: dict[str, None] = {}  # those of them that end at a given time
@@ -270,8 +275,12 @@ class Ledger:
         held.append(stored)
         if isinstance(body, SweepRestored):
             del self._returning[sweep_id]
-            for message in held:
-                self._apply(message)
+            self._is_retold = sweep_id in self._remembered
+            try:
+                for message in held:
+                    self._apply(message)
+            finally:
+                self._is_retold = False
         return True
 
     def apply_job(self, event: JobEvent, sequence: int) -> None:
@@ -283,8 +292,7 @@ class Ledger:
         changed = transitions.apply(entry, event, sequence)
         self.jobs[event.job_id] = changed
         if changed is not entry and isinstance(event.body, AttemptEnded):
-            self.lessons.learn(changed.spec, changed.rung, event.body.outcome, shared_gpu=changed.shared_gpu)
-            self.judge_times.learn(entry, event.body.outcome, event.stamp)
+            self._learn(entry, changed, event.body.outcome, event.stamp)
             self._attempt_ended(changed.spec, event.body.outcome, event.stamp)
         if changed is not entry:
             self._tell_judging(changed, event.stamp)
@@ -293,6 +301,22 @@ class Ledger:
                 index.pop(event.job_id, None)
         elif changed.state is not JobState.QUEUED or changed.cancel_by:
             self._active[event.job_id] = None
+
+    def _learn(self, before: Entry, entry: Entry, outcome: Outcome, stamp: Stamp) -> None:
+        """From the end of an attempt: for its sweep, which tells it in its farewell, and for everybody."""
+        sweep = self.sweeps[entry.spec.sweep_id]
+        for lessons in (sweep.lessons,) if self._is_retold else (sweep.lessons, self.lessons):
+            lessons.learn(entry.spec, entry.rung, outcome, stamp.at, shared_gpu=entry.shared_gpu)
+        for times in (sweep.judge_times,) if self._is_retold else (sweep.judge_times, self.judge_times):
+            times.learn(before, outcome, stamp)
+
+    def _recall(self, sweep: SweepState | None, body: SweepArchived) -> None:
+        """What an archived sweep has taught: from its farewell, unless its attempts were still there to teach it."""
+        if sweep is None or not sweep.job_ids:
+            self.lessons.recall(body.lessons, body.won_rungs)
+            self.judge_times.recall(body.judge_times)
+        if (sweep is not None and sweep.job_ids) or body.lessons or body.won_rungs or body.judge_times:
+            self._remembered.add(body.record.sweep_id)
 
     def _tell_judging(self, entry: Entry, stamp: Stamp) -> None:
         """A clip is there to be judged, or a judgement has come."""
@@ -363,6 +387,7 @@ class Ledger:
             priority=record.spec.priority,
             changed_at=changed_at,
             judgings=[Judging(judges=record.judges, rubrics=record.rubrics, sequence=sequence)],
+            lessons=self.lessons.blank(),
         )
 
     def _let_go(self, sweep_id: str, body: SweepArchived, sequence: int) -> None:
@@ -370,6 +395,7 @@ class Ledger:
         sweep = self.sweeps.get(sweep_id)
         if (known is not None and sequence <= known.sequence) or (sweep is not None and sequence <= sweep.sequence):
             return
+        self._recall(sweep, body)
         self.archived[sweep_id] = ArchivedSweep(body=body, sequence=sequence, must_purge=sweep is not None)
         self.sweeps.pop(sweep_id, None)
         for job_id in (*sweep.job_ids, *sweep.judge_ids) if sweep else ():

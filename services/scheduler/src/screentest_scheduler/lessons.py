@@ -1,16 +1,17 @@
 """What attempts have taught: which rung is enough, and what a clip takes. Pure.
 
-It begins with what is shipped and learns from the end of every attempt: a fold of the events, so a restart brings back
-what the stream still holds. What only archived sweeps taught is lost with the process, until they are restored.
+It begins with what is shipped and learns from the end of every attempt: a fold of the events. What a sweep has taught
+is told in its farewell, so a restart brings it back when the stream no longer holds the attempts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from datetime import datetime
 
 from screentest import estimates, lanes, memory
-from screentest.measured import Measured, Shape
-from screentest.records import Estimate, JobSpec, Outcome, Weights
+from screentest.measured import Experience, Key, Measured, Shape
+from screentest.records import Estimate, JobSpec, Lesson, LoadTime, Outcome, PhaseMemory, Weights, WonRung
 from screentest_scheduler.ladder import Circumstance, WinningRungs
 from screentest_scheduler.planning import Placement, Work, rung_names
 
@@ -25,16 +26,23 @@ class Lessons:
         self._catalogue = catalogue
         self._digests = {lane_id: lanes.lane_digest(lane) for lane_id, lane in catalogue.items()}  # 0.5 ms each
         self._measured = measured
+        self._last_at: dict[Key, datetime] = {}
         self._known: dict[tuple[object, ...], Estimate] = {}
         self.winning_rungs = WinningRungs()
 
-    def learn(self, spec: JobSpec, rung: int, outcome: Outcome, *, shared_gpu: bool) -> None:
-        """From the end of an attempt. A clip made beside a stranger says nothing about the card alone, and one of an
-        older lane file, with another dtype or ladder, nothing about the lane of today.
+    def blank(self) -> Lessons:
+        """Of the same lanes, with nothing known."""
+        made = Lessons()
+        made._catalogue, made._digests = self._catalogue, self._digests
+        return made
+
+    def learn(self, spec: JobSpec, rung: int, outcome: Outcome, at: datetime, *, shared_gpu: bool) -> None:
+        """From the end of an attempt, which was then. A clip made beside a stranger says nothing about the card alone,
+        and one of an older lane file, with another dtype or ladder, nothing about the lane of today.
         """
         if shared_gpu:
             return
-        self.winning_rungs.learn(spec, rung, outcome)
+        self.winning_rungs.learn(spec, rung, outcome, at)
         lane = self._lane_of(spec)
         if lane is None:
             return
@@ -42,8 +50,31 @@ class Lessons:
         is_unified = "" in spec.rungs
         learned = estimates.learn(self._measured, lane, spec, rung, outcome, unified=is_unified)
         if learned is not self._measured:
-            self._measured = learned
-            self._known.clear()
+            *_, newest = learned.learned
+            self._last_at[newest] = at
+            self._take(learned)
+
+    def told(self) -> tuple[Lesson, ...]:
+        """What clips taught, without what was shipped, to be recalled another day."""
+        return tuple(
+            _lesson(clip, self._digests[clip.lane_id], self._last_at[key])
+            for key, clip in self._measured.learned.items()
+        )
+
+    def recall(self, lessons: Iterable[Lesson], won: Iterable[WonRung]) -> None:
+        """What was told before; of a lane file that is no longer this one, nothing."""
+        self.winning_rungs.recall(won)
+        for lesson in lessons:
+            if self._digests.get(lesson.lane_id) != lesson.lane_digest:
+                continue
+            clip = _experience(lesson)
+            known_at = self._last_at.get(clip.key, lesson.at)
+            self._last_at[clip.key] = max(known_at, lesson.at)
+            self._take(estimates.remember(self._measured, clip, is_older=lesson.at < known_at))
+
+    def _take(self, measured: Measured) -> None:
+        self._measured = measured
+        self._known.clear()
 
     def estimates(self, lane: lanes.Lane, work: Work, placement: Placement) -> tuple[Estimate, ...]:
         """One for every rung that this device can use."""
@@ -115,6 +146,50 @@ class Lessons:
                 torch_bytes=capped if free is None else free,
             )
         return self._known[key]
+
+
+def _lesson(clip: Experience, lane_digest: str, at: datetime) -> Lesson:
+    return Lesson(
+        lane_id=clip.lane_id,
+        lane_digest=lane_digest,
+        at=at,
+        rung_name=clip.rung,
+        width_px=clip.shape.width_px,
+        height_px=clip.shape.height_px,
+        num_frames=clip.shape.num_frames,
+        gpu_name=clip.gpu,
+        steps=clip.steps,
+        clips=clip.clips,
+        step_s=clip.step_s,
+        start_s=clip.start_s,
+        encode_s=clip.encode_s,
+        decode_s=clip.decode_s,
+        step_tflop=clip.step_tflop,
+        memory_cap_gib=clip.memory_cap_gib,
+        loads=tuple(LoadTime(weights=Weights(kind), seconds=seconds) for kind, seconds in clip.load_s.items()),
+        held=tuple(PhaseMemory(phase=phase, peak_bytes=held) for phase, held in clip.held_bytes.items()),
+        is_unified=clip.is_unified,
+    )
+
+
+def _experience(lesson: Lesson) -> Experience:
+    return Experience(
+        lane_id=lesson.lane_id,
+        rung=lesson.rung_name,
+        shape=Shape(width_px=lesson.width_px, height_px=lesson.height_px, num_frames=lesson.num_frames),
+        gpu=lesson.gpu_name,
+        steps=lesson.steps,
+        clips=lesson.clips,
+        step_s=lesson.step_s,
+        start_s=lesson.start_s,
+        encode_s=lesson.encode_s,
+        decode_s=lesson.decode_s,
+        step_tflop=lesson.step_tflop,
+        memory_cap_gib=lesson.memory_cap_gib,
+        load_s={load.weights.value: load.seconds for load in lesson.loads},
+        held_bytes={peak.phase: peak.peak_bytes for peak in lesson.held},
+        is_unified=lesson.is_unified,
+    )
 
 
 def _here(lane: lanes.Lane, work: Work, placement: Placement) -> Circumstance:
