@@ -116,7 +116,7 @@ def test_judge_that_failed_in_a_control_has_not_run_it() -> None:
 
 def test_clip_without_story_leaves_order_undecided_and_the_column_readable() -> None:
     verdict = run_all(HONEST, FIRST_FRAME)
-    assert verdict.text == "controls 3/5"
+    assert verdict.text == "controls 3/5, 2 undecided"
     assert results(verdict)[Control.FRAME_SHUFFLED] is Result.UNDECIDED
     assert not verdict.is_greyed
 

@@ -26,8 +26,8 @@ from screentest.records import (
 )
 from screentest.rubric import Beat, Element, Rubric
 from screentest_runner import protocol
-from screentest_runner.adapters.judge import presence
 from screentest_runner.judging.endpoint import Settings
+from screentest_runner.judging.presence import presence
 from screentest_worker import judge_preflight, judgements, outcome
 from screentest_worker import weights_folder as layout
 from screentest_worker.device_memory import DeviceMemory
@@ -298,6 +298,24 @@ def test_what_nobody_wants_to_see_does_not_make_a_clip_the_one_that_shows_most()
     answers = {"child": [0.2, 0.8], "doll": [None, 0.4], "text-overlay": [1.0]}
     assert presence(answers, questions) == pytest.approx(0.6)
     assert presence({"text-overlay": [1.0]}, questions) is None
+
+
+def test_the_clip_that_shows_most_shows_it_in_order() -> None:
+    """Of a clip out of order no control could say whether its judge sees an order."""
+    questions = [
+        {"id": "place", "kind": "style", "beat": None},
+        *({"id": f"thing-{n}", "kind": "subject", "beat": n} for n in (1, 2, 3)),
+    ]
+
+    def shown(*beats: int) -> float | None:
+        things = {f"thing-{n}": [0.9 if beat == n else 0.1 for beat in beats] for n in (1, 2, 3)}
+        return presence({"place": [0.5] * len(beats), **things}, questions)
+
+    assert shown(1, 2, 3, 3) == pytest.approx((0.5 + 3 * 0.9) / 4)
+    assert shown(1, 3, 2, 2) == pytest.approx((0.5 + 2 * 0.9 + 0.1) / 4)
+    assert shown(3, 2, 1, 1) == pytest.approx((0.5 + 0.9 + 2 * 0.1) / 4)
+    in_order = [shown(1, 2, 3, 3), shown(1, 1, 2, 2), shown(3, 2, 1, 1)]
+    assert in_order == sorted(in_order, reverse=True)  # type: ignore[type-var]
 
 
 def test_cancelled_judgement_does_not_count() -> None:

@@ -421,7 +421,7 @@ class JudgementFacts:
     """What scheduler and panel need of a judgement; its answers are in the depot.
 
     ``method``: pixels, embedding, logprobs or sampled. ``calls``: questions asked. ``presence``: mean of the best
-    answer to each question, 0..1, None = no valid answer; only good for choosing a clip.
+    answer to each question, beats in their order, 0..1, None = no valid answer; only good for choosing a clip.
     """
 
     tier: str

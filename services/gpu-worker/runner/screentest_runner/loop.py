@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 from screentest_runner import frames
 from screentest_runner.adapters import Adapter, Holder, holder_of
-from screentest_runner.adapters.judge import JudgeAdapter, presence
+from screentest_runner.adapters.judge import JudgeAdapter
 from screentest_runner.failures import OOM_BY_PHASE, AttemptFailure, classify
+from screentest_runner.judging.presence import presence
 from screentest_runner.progress import AttemptProgress, phase_changed
 from screentest_runner.protocol import (
     Cancel,

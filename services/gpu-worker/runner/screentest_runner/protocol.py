@@ -260,7 +260,7 @@ class Decoded:
 class Judged:
     """What was found lies in judgement_path. method: pixels, embedding, logprobs, sampled. calls: questions asked.
 
-    presence: mean of the best answer to each question, 0..1, None without a valid answer. The rest as in Decoded.
+    presence: as `judging.presence` says, 0..1, None without a valid answer. The rest as in Decoded.
     """
 
     attempt_id: str

@@ -86,7 +86,9 @@ class Verdict:
 
     @property
     def text(self) -> str:
-        return f"controls {self.held}/{len(self.results)}"
+        """`controls 5/5`, or `controls 3/5, 2 undecided`: what says nothing about the judge did not fail it."""
+        undecided = sum(found.result is Result.UNDECIDED for found in self.results)
+        return f"controls {self.held}/{len(self.results)}" + (f", {undecided} undecided" if undecided else "")
 
 
 # Without these two held nothing shows that the judge reads the prompt and looks at the picture.

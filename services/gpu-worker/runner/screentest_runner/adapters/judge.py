@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -69,19 +69,6 @@ class JudgeAdapter:
 
     def peak_memory_by_phase(self) -> dict[str, int] | None:
         return dict(self._memory.held) or None
-
-
-def presence(
-    answers: Mapping[str, Sequence[float | None]], questions: Sequence[Mapping[str, Any]] | None
-) -> float | None:
-    """Mean of the best answer to each question, 0..1; None without a valid one.
-
-    questions: as in the runner's Judge message. Of kind negative are those for what should not be there: left out.
-    """
-    unwanted = {question["id"] for question in questions or () if question["kind"] == "negative"}
-    wanted = [row for question_id, row in answers.items() if question_id not in unwanted]
-    best = [max(valid) for row in wanted if (valid := [p for p in row if p is not None])]
-    return sum(best) / len(best) if best else None
 
 
 def _write(found: Mapping[str, Any], path: Path) -> None:
