@@ -267,6 +267,7 @@ class World:
     devices: list[DeviceView] = field(default_factory=lambda: [device()])
     sweeps: dict[str, Sweep] = field(default_factory=dict)
     jobs: dict[str, tuple[Job, ...]] = field(default_factory=dict)
+    judging: dict[str, tuple[Job, ...]] = field(default_factory=dict)
     batches: list[VitalsBatch] = field(default_factory=list)
     refused: dict[str, str] = field(default_factory=dict)
     plans: dict[str, LanePlan] = field(default_factory=dict)
@@ -317,7 +318,7 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
     def ListJobs(self, request, context):  # noqa: N802
         jobs = _found(self.world.jobs, request.sweep_id, "sweep")
         if request.judging:
-            return scheduler_pb2.ListJobsResponse()
+            jobs = self.world.judging.get(request.sweep_id, ())
         return scheduler_pb2.ListJobsResponse(jobs=[to_wire(item) for item in jobs])
 
     def GetJob(self, request, context):  # noqa: N802

@@ -40,6 +40,7 @@ from screentest.records import (
     Verdict,
     Weights,
 )
+from screentest_ui import cli_judge
 from tests.played import HandWorker, Scheduler
 
 if TYPE_CHECKING:
@@ -427,6 +428,23 @@ async def test_of_a_tier_those_are_asked_that_can_work_here_and_the_others_are_n
     named = await asyncio.to_thread(judge, "--tier", "c", "--judge", "qwen3-vl-8b")
     assert (named.returncode, named.stdout) == (2, "")
     assert "judge 'qwen3-vl-8b' needs a GPU" in named.stderr
+
+
+async def test_who_follows_judging_is_let_go_when_no_worker_of_a_judge_is_there(
+    scheduler: Scheduler, worker: HandWorker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep_id = await submit(scheduler, spec(seeds=(1,)))
+    await make_clip(worker)
+    sweep = await until_scored(scheduler, sweep_id, queued=2)
+    monkeypatch.setattr(cli_judge, "WITHOUT_WORKER_S", 0.1)
+
+    def follow() -> bool:
+        with scheduler.client() as client:
+            return cli_judge.follow(client, sweep, quiet=True)
+
+    async with asyncio.timeout(20):
+        assert not await asyncio.to_thread(follow)
+    assert "judging waits for a worker of " in capsys.readouterr().err
 
 
 async def test_a_prompt_without_words_is_said_and_refuses_no_sweep(scheduler: Scheduler, worker: HandWorker) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from screentest.records import Estimate, JobState, JudgeCost, Task, Weights
+from screentest.records import Counts, Estimate, JobState, JudgeCost, Scoring, Task, Weights
 from screentest_ui import panel_access
 from tests.integration.panel_scheduler import World, job, lane, progress, serve, sweep_spec, vitals
 from tests.integration.test_panel import PANEL, PNG, filled, healthy, opened, table, words
@@ -186,6 +186,28 @@ def test_a_failed_job_is_tried_again_from_the_queue(world: World) -> None:
     world.add(job("bad", JobState.FAILED), job("next", JobState.QUEUED, ordinal=1))
     healthy(opened("queue").button(key="retry-night-tram").click().run())
     assert world.retried == ["bad"]
+
+
+def judging(world: World, *lane_ids: str) -> None:
+    """The sweep is over, and each of these judges has one clip to judge still."""
+    judgeable(world)
+    jobs = [job(f"judge-{lane_id}", JobState.QUEUED, lane_id=lane_id, lane_title=lane_id) for lane_id in lane_ids]
+    world.judging["night-tram"] = tuple(replace(item, waits_for=f"no worker for {item.spec.lane_id}") for item in jobs)
+    scoring = Scoring(counts=Counts(queued=len(jobs)))
+    world.sweeps["night-tram"] = replace(world.sweeps["night-tram"], scoring=scoring)
+
+
+def test_a_sweep_that_waits_for_a_judge_without_worker_alone_is_not_open(world: World) -> None:
+    world.lanes.append(lane("siglip", "SigLIP", Task.JUDGE, alive=False, tier="b"))
+    judging(world, "siglip")
+    app = opened("queue")
+    assert "Night tram: over; judging waits for a worker of siglip" in words(app)
+    assert "open sweep" not in words(app)
+    assert "1 job: no worker for siglip" in words(app)
+    judging(world, "siglip", "qwen")
+    app = opened("queue")
+    assert "1 open sweep" in words(app)
+    assert "judging waits" not in words(app)
 
 
 # ---- people

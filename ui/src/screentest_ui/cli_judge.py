@@ -17,10 +17,13 @@ from screentest.records import Counts, Job, JobState, JudgeCost, JudgePurpose, R
 from screentest_ui import printing
 from screentest_ui.cli_sweeps import Json, SweepId
 from screentest_ui.connection import connect
+from screentest_ui.panel_queue import judges_waited_for
 from screentest_ui.panel_text import UNKNOWN, counted, duration
 
 FAILED = 1
 LOOK_EVERY_S = 1.0
+# A worker that was killed comes back within some ten seconds where something restarts it.
+WITHOUT_WORKER_S = 20.0
 _JUDGE = re.compile(r"judge_lane_ids\[(\d+)\]")  # how the scheduler names the judge that is wrong
 COST_COLUMNS = ("Judge", "Tier", "Jobs", "Questions", "Time", "Known from")
 RESULT_COLUMNS = ("Judge", "Looked at", "State", "Why")
@@ -44,7 +47,8 @@ def judge(
     """Judge a sweep's clips, also long after it ended.
 
     Shows the cost and asks before it begins. Of a tier those judges are asked that can work here, and the others are
-    named. Clips are never touched; scores carry judge and rubric. Exit 1 when a judgement failed.
+    named. Clips are never touched; scores carry judge and rubric. Exit 1 when a judgement failed, or waits for a judge
+    that has no worker.
     """
     with connect() as client:
         sweep = client.get_sweep(sweep_id)
@@ -60,13 +64,13 @@ def judge(
             printing.say("nothing was queued")
             return None
         begun = client.judge_sweep(sweep_id, judge_lane_ids=lane_ids, rubrics=given)
-        _follow(client, begun.sweep, quiet=json)
+        has_ended = follow(client, begun.sweep, quiet=json)
         jobs = client.list_judge_jobs(sweep_id)
     if json:
         printing.as_json({"sweep_id": sweep_id, "costs": begun.costs, "jobs": jobs})
     else:
         _show_failures(sweep_id, jobs)
-    return FAILED if any(_has_failed(job) for job in latest(jobs)) else None
+    return FAILED if not has_ended or any(_has_failed(job) for job in latest(jobs)) else None
 
 
 def pause(sweep_id: SweepId, json: Json = False) -> None:
@@ -180,22 +184,37 @@ def _nothing_to_do(client: Client, sweep_id: str, *, as_json: bool) -> None:
         printing.say("everything has been judged by these judges and this rubric already, or there is no clip to judge")
 
 
-def _follow(client: Client, sweep: Sweep, *, quiet: bool) -> None:
-    """Until no judgement is queued or runs. A Ctrl-C says how to come back, and goes on."""
-    sweep_id, shown = sweep.record.sweep_id, ""
+def follow(client: Client, sweep: Sweep, *, quiet: bool) -> bool:
+    """Until no judgement is queued or runs: True; or, once only judges without a worker are waited for, which it says:
+    False. A Ctrl-C says how to come back, and goes on.
+    """
+    sweep_id, shown, changed_at = sweep.record.sweep_id, "", time.monotonic()
     try:
         while True:
             scoring = client.get_sweep(sweep_id).scoring
             text = counts_text(scoring.counts) if scoring else ""
-            if text != shown and not quiet:
-                printing.note(text)
-                shown = text
+            if text != shown:
+                if not quiet:
+                    printing.note(text)
+                shown, changed_at = text, time.monotonic()
             if scoring is not None and not (scoring.counts.queued or scoring.counts.running):
-                return
+                return True
+            if time.monotonic() - changed_at > WITHOUT_WORKER_S:
+                changed_at = time.monotonic()
+                if _waits_for_judges(client, sweep_id):
+                    return False
             time.sleep(LOOK_EVERY_S)
     except KeyboardInterrupt:
         printing.note(f"\njudging goes on; `screentest judge {sweep_id}` shows it again, `screentest cancel` ends it")
         raise
+
+
+def _waits_for_judges(client: Client, sweep_id: str) -> bool:
+    """Whether only judges without a worker are left, which it says."""
+    waited_for = judges_waited_for(client.list_judge_jobs(sweep_id), client.list_lanes())
+    if waited_for:
+        printing.note(f"judging waits for a worker of {', '.join(waited_for)}; it goes on when there is one")
+    return bool(waited_for)
 
 
 def _show_failures(sweep_id: str, jobs: Sequence[Job]) -> None:

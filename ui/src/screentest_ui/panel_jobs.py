@@ -8,7 +8,7 @@ import streamlit as st
 
 from screentest.records import Job, Sweep
 from screentest_ui import panel_link
-from screentest_ui.panel_queue import AT_WORK, JobCard, trail
+from screentest_ui.panel_queue import AT_WORK, JobCard, judges_waited_for, trail
 from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, counted, plain
 
 SWEEPS_KEPT_S = 3.0
@@ -29,6 +29,14 @@ def is_judged_now(sweep: Sweep) -> bool:
     return sweep.scoring is not None and bool(sweep.scoring.counts.queued or sweep.scoring.counts.running)
 
 
+def waits_for_judges(sweep: Sweep) -> tuple[str, ...]:
+    """The judges without a worker, by title, that alone keep a sweep which is over from being at rest."""
+    if not sweep.over or not is_judged_now(sweep):
+        return ()
+    lanes = panel_link.kept("lanes", SWEEPS_KEPT_S, lambda: panel_link.scheduler().list_lanes())
+    return judges_waited_for(judge_jobs_of(sweep), lanes)
+
+
 def jobs_of(sweep: Sweep, *, anew: bool = False) -> tuple[Job, ...]:
     """The jobs that make the sweep's clips, at most a few seconds old; ``anew`` asks in any case."""
     sweep_id = sweep.record.sweep_id
@@ -41,7 +49,9 @@ def judge_jobs_of(sweep: Sweep) -> tuple[Job, ...]:
     if not is_judged_now(sweep):
         return ()
     sweep_id = sweep.record.sweep_id
-    return panel_link.kept(f"judging_{sweep_id}", JOBS_KEPT_S, lambda: panel_link.scheduler().list_judge_jobs(sweep_id))
+    total = sweep.scoring.counts.total if sweep.scoring else 0
+    kept_s = JOBS_KEPT_S + JOBS_KEPT_S_EACH * total
+    return panel_link.kept(f"judging_{sweep_id}", kept_s, lambda: panel_link.scheduler().list_judge_jobs(sweep_id))
 
 
 def now(job: Job) -> Job:

@@ -12,6 +12,7 @@ from screentest.records import ArtifactKind, JudgeCost, Sweep
 from screentest.rubric import Rubric
 from screentest_ui import panel_budget, panel_link, panel_rubric
 from screentest_ui.panel_artifacts import Wanted, fetched, links
+from screentest_ui.panel_jobs import waits_for_judges
 from screentest_ui.panel_text import UNKNOWN, counted, duration, plain
 
 _STATES = ("running", "queued", "completed", "failed", "refused", "cancelled")
@@ -75,6 +76,8 @@ def show_scoring(sweep: Sweep) -> None:
     counts = sweep.scoring.counts
     words = ", ".join(f"{getattr(counts, state)} {state}" for state in _STATES if getattr(counts, state))
     st.caption(f"Judgements: {words or 'none'}. They never change the clips, and a failed one fails no sweep.")
+    if waited_for := waits_for_judges(sweep):
+        st.caption(plain(f"Judging waits for a worker of {', '.join(waited_for)}; it goes on when there is one."))
 
 
 def show_costs(costs: Sequence[JudgeCost], titles: dict[str, str]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from screentest.records import DeviceView, Job, JobState, Progress
+from screentest.records import DeviceView, Job, JobState, LaneView, Progress
 from screentest_ui.panel_text import duration, shortened
 
 PHASES = ("preparing", "loading", "encoding_prompt", "denoising", "decoding", "decoded", "encoding", "uploading")
@@ -134,6 +134,18 @@ def reasons(jobs: Sequence[WaitingJob]) -> tuple[tuple[str, int], ...]:
     for job in jobs:
         counts[job.waits_for or "their turn"] = counts.get(job.waits_for or "their turn", 0) + 1
     return tuple(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def judges_waited_for(judging: Iterable[Job], lanes: Iterable[LaneView]) -> tuple[str, ...]:
+    """The judges without a worker that all open ones of these judge jobs wait for, by title.
+
+    Empty where one of them can go on, and where none is open.
+    """
+    alive = {lane.lane_id for lane in lanes if lane.worker_alive}
+    still = [job for job in judging if not job.state.is_terminal]
+    if any(job.state is not JobState.QUEUED or job.spec.lane_id in alive for job in still):
+        return ()
+    return tuple(dict.fromkeys(job.spec.lane_title for job in still))
 
 
 def job_card(job: Job) -> JobCard:

@@ -10,7 +10,16 @@ import streamlit as st
 
 from screentest.records import DeviceView, Job, Sweep
 from screentest_ui import panel_link
-from screentest_ui.panel_jobs import cancel_job, jobs_of, judge_jobs_of, now, open_sweeps, retry_jobs, show_job
+from screentest_ui.panel_jobs import (
+    cancel_job,
+    jobs_of,
+    judge_jobs_of,
+    now,
+    open_sweeps,
+    retry_jobs,
+    show_job,
+    waits_for_judges,
+)
 from screentest_ui.panel_queue import (
     DeviceCard,
     WaitingJob,
@@ -84,6 +93,16 @@ def show_sweeps(sweeps: Sequence[Sweep], jobs: dict[str, tuple[Job, ...]]) -> No
             show_sweep(sweep, jobs[sweep.record.sweep_id])
 
 
+def show_judging(sweep: Sweep, waited_for: Sequence[str]) -> None:
+    """A sweep that is over is not open because of a judge that nobody has started: one line says what it waits for."""
+    if not waited_for:
+        return
+    with st.container(horizontal=True, vertical_alignment="center"):
+        words = f"{sweep.record.spec.title}: over; judging waits for a worker of {', '.join(waited_for)}"
+        st.caption(f":material/hourglass: {plain(words)}", width="stretch")
+        st.page_link("panel_pages/sweeps.py", label="Open", query_params={"sweep": sweep.record.sweep_id})
+
+
 def show_sweep(sweep: Sweep, jobs: Sequence[Job]) -> None:
     sweep_id = sweep.record.sweep_id
     with st.container(horizontal=True, vertical_alignment="center"):
@@ -141,7 +160,10 @@ def live() -> None:
             st.caption("No job runs. Submit a sweep to see it here.")
         for card in working:
             show_job(card)
-        show_sweeps(sweeps, by_sweep)
+        waited_for = {sweep.record.sweep_id: waits_for_judges(sweep) for sweep in sweeps}
+        show_sweeps([sweep for sweep in sweeps if not waited_for[sweep.record.sweep_id]], by_sweep)
+        for sweep in sweeps:
+            show_judging(sweep, waited_for[sweep.record.sweep_id])
         show_waiting(waiting(jobs))
 
 
