@@ -90,6 +90,18 @@ MUTATIONS = (
     ),
     Mutation(name="missing-key", edits=(('class = "WanPipeline"\n', ""),), check="file", reason="pipeline.class"),
     Mutation(
+        name="number-in-quotes",
+        edits=(("steps = 50\n", 'steps = "50"\n'),),
+        check="file",
+        reason="defaults.steps: wants a whole number, got '50'",
+    ),
+    Mutation(
+        name="unknown-env",
+        edits=(('env = "diffusers"', 'env = "diffuser"'),),
+        check="signature",
+        reason="the model env 'diffuser' is not there",
+    ),
+    Mutation(
         name="template-without-prompt",
         edits=(("[pipeline]\n", '[pipeline]\nprompt_template = "A film."\n'),),
         check="file",
@@ -198,6 +210,13 @@ MUTATIONS = (
         edits=(("frames = { multiple = 4,", "frames = { multiple = 2,"),),
         check="frames rule",
         reason="7 frames are legal in the lane file: truncated while decoding: the pipeline returned 5 frames",
+    ),
+    Mutation(
+        name="few-frames-off",
+        lane_id="cogvideox-2b",
+        edits=(("multiple = 8, plus = [0, 1], minimum = 8,", "multiple = 4, plus = [1], minimum = 5,"),),
+        check="frames rule",
+        reason="5 frames are legal in the lane file: truncated while decoding: the pipeline returned 8 frames",
     ),
     Mutation(
         name="size-multiple-off",

@@ -448,21 +448,31 @@ def _check_keywords(lane: Lane, source: str) -> None:
 
 
 def _check_settings(lane: Lane, settings: Mapping[str, Value], source: str, where: str) -> None:
-    frames = settings.get("num_frames")
-    require(
-        isinstance(frames, int) and lane.constraints.frames.is_legal(frames),
-        source,
-        f"{where}.num_frames",
-        f"{frames!r} breaks the lane's own constraints.frames",
-    )
+    for name, (kinds, words) in _SETTINGS.items():
+        value = settings.get(name)
+        require(value is None or type(value) in kinds, source, f"{where}.{name}", f"wants {words}, got {value!r}")
+    for name in ("num_frames", *SIZE_NAMES):
+        require(name in settings, source, f"{where}.{name}", "is missing")
+    frames = int(settings["num_frames"])
+    rule = f"{frames} breaks the lane's own constraints.frames; {lane.constraints.frames.nearest(frames)} is legal"
+    require(lane.constraints.frames.is_legal(frames), source, f"{where}.num_frames", rule)
     for name in SIZE_NAMES:
-        length = settings.get(name)
-        require(
-            isinstance(length, int) and lane.constraints.nearest_px(length) == length,
-            source,
-            f"{where}.{name}",
-            f"{length!r} is no multiple of {lane.constraints.size_multiple_px}",
-        )
+        length, nearest = int(settings[name]), lane.constraints.nearest_px(int(settings[name]))
+        rule = f"{length} is no multiple of {lane.constraints.size_multiple_px}; {nearest} is"
+        require(nearest == length, source, f"{where}.{name}", rule)
+
+
+_WHOLE: Final = ((int,), "a whole number")
+_NUMBER: Final = ((int, float), "a number")
+_SETTINGS: Final[Mapping[str, tuple[tuple[type, ...], str]]] = {
+    "width_px": _WHOLE,
+    "height_px": _WHOLE,
+    "num_frames": _WHOLE,
+    "steps": _WHOLE,
+    "guidance_scale": _NUMBER,
+    "fps": _NUMBER,
+    "negative_prompt": ((str,), "a text"),
+}
 
 
 def _check_names(names: Mapping[str, Any], legal: tuple[str, ...], source: str, where: str) -> None:

@@ -109,7 +109,7 @@ def doctor(
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Lanes at a time; each takes a core and a GiB.")] = 2,
     limit_s: Annotated[
-        float, typer.Option(help="Seconds for one lane; a lane that needs more has failed.")
+        float, typer.Option(min=1, help="Seconds for one lane; a lane that needs more has failed.")
     ] = LANE_LIMIT_S,
     json: Json = False,
 ) -> int:

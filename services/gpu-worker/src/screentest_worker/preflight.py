@@ -123,8 +123,8 @@ def _of_another_lane(facts: Facts, spec: JobSpec) -> Problem | None:
 
 def _env(facts: Facts) -> Iterator[Problem]:
     if facts.missing_env is not None:
-        reason = f"the model env is not there: {facts.missing_env}"
-        yield Problem(check=Check.ENV, reason=reason, fix="run `make envs`")
+        reason = f"the model env {facts.lane.env!r} is not there: {facts.missing_env}"
+        yield Problem(check=Check.ENV, reason=reason, fix="run `make envs`, or correct env in the lane file")
 
 
 def _weights(facts: Facts) -> Iterator[Problem]:

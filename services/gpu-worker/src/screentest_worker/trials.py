@@ -119,8 +119,11 @@ def own(lane: Lane) -> Trial:
 
 def small(lane: Lane, **changes: Value) -> Trial:
     """Few frames: most trials ask whether something happens at all."""
-    few = lane.constraints.frames.nearest(FEW_FRAMES)
-    return Trial(settings={**own(lane).settings, "num_frames": few, **changes})
+    return Trial(settings={**own(lane).settings, "num_frames": few_frames(lane), **changes})
+
+
+def few_frames(lane: Lane) -> int:
+    return lane.constraints.frames.nearest(FEW_FRAMES)
 
 
 def call_of(lane: Lane, trial: Trial) -> dict[str, Any]:
@@ -161,9 +164,8 @@ def cancelled(lane: Lane) -> Trial:
 
 
 def legal_frames(lane: Lane) -> tuple[int, ...]:
-    """One count of every kind that the rule allows, the smallest but the minimum itself, which `small` has."""
-    rule = lane.constraints.frames
-    first = rule.nearest(FEW_FRAMES)
+    """One count of every kind that the rule allows, the smallest above the one that `small` has."""
+    rule, first = lane.constraints.frames, few_frames(lane)
     after = range(first + 1, first + 1 + 2 * rule.multiple)
     counts = [
         next((n for n in after if rule.is_legal(n) and (n - plus) % rule.multiple == 0), None) for plus in rule.plus
@@ -173,8 +175,7 @@ def legal_frames(lane: Lane) -> tuple[int, ...]:
 
 def illegal_frames(lane: Lane) -> int | None:
     """The first count above the smallest legal one that the rule forbids; None where it forbids none."""
-    rule = lane.constraints.frames
-    first = rule.nearest(FEW_FRAMES)
+    rule, first = lane.constraints.frames, few_frames(lane)
     return next((n for n in range(first + 1, first + rule.multiple + 1) if not rule.is_legal(n)), None)
 
 
@@ -221,7 +222,7 @@ def _without_call(lane: Lane, index: int) -> tuple[Any, ...]:
 def clip(lane: Lane, trial: Trial, found: Outcome) -> Finding:
     """The miniature's own clip: phases, frames and size as asked, everything finite."""
     if found.failure is not None:
-        return failed("clip", found.failure.line, "correct what this names in the lane file or the weights")
+        return failed("clip", found.failure.line, _CLIP_FIX)
     wanted = shape_of(lane, trial)
     if found.shape != wanted:
         return failed("clip", f"came out as {found.said}, asked for {said(wanted)}", "correct [parameters] of the lane")
@@ -229,6 +230,11 @@ def clip(lane: Lane, trial: Trial, found: Outcome) -> Finding:
         detail = f"reported the phases {', '.join(found.phases)}; wanted are {', '.join(PHASES)}"
         return failed("clip", detail, "this pipeline needs an adapter that reports them")
     return passed("clip", f"{found.said} in {found.seconds:.1f} s")
+
+
+_CLIP_FIX: Final = (
+    "hold [components], [call] and [miniature] of the lane against the config.json files of its repository"
+)
 
 
 def steps(done: Sequence[tuple[int | None, Outcome]]) -> Finding:
