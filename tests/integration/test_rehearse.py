@@ -145,6 +145,8 @@ def test_a_person_reads_a_table_and_what_kind_of_weights_ran(stack: Stack) -> No
         (("--extrapolate",), "--extrapolate needs --steps of at least 2"),
         (("--extrapolate", "--steps", "1"), "--extrapolate needs --steps of at least 2"),
         (("--lanes", "nonsense"), "there is no lane 'nonsense'"),
+        (("--lanes", "stub", "--keyframe", "nowhere.png"), "nowhere.png: no such picture"),
+        (("--lanes", "stub", "--steps", "0"), "--steps"),
     ],
 )
 def test_what_cannot_be_rehearsed_is_said(stack: Stack, arguments: tuple[str, ...], told: str) -> None:

@@ -320,9 +320,17 @@ def test_hub_weights_need_a_gpu() -> None:
 def test_full_size_random_weights_need_a_gpu_too() -> None:
     spec = asked(WAN, weights=Weights.FULL_RANDOM)
     [skipped] = planned(spec, ON_CPU).skipped
-    assert skipped.reason.startswith("full-size random weights of Wan 2.1 T2V 1.3B need a GPU; start with")
+    assert skipped.reason.startswith("full-size random weights need a GPU; start with")
     assert planned(spec).skipped == ()
     assert only_lane(spec).num_frames == LANES[WAN].defaults["num_frames"]
+
+
+def test_one_reason_of_many_lanes_is_said_once() -> None:
+    spec = asked(WAN, SVD, weights=Weights.FULL_RANDOM)
+    with pytest.raises(BadRequest) as caught:
+        planning.require_runnable(planned(spec, ON_CPU), spec)
+    assert str(caught.value).startswith(f"{WAN}, {SVD}: full-size random weights need a GPU; ")
+    assert len(caught.value.violations) == 2
 
 
 def test_a_memory_cap_and_the_first_rung_reach_every_job() -> None:

@@ -36,7 +36,7 @@ def rehearse(
         float | None,
         typer.Option("--memory-cap-gib", help="Device memory a job may take: rehearse for a smaller card."),
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Denoising steps instead of each lane's own.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps instead of each lane's own.")] = None,
     extrapolate: Annotated[
         bool, typer.Option("--extrapolate", help="With --steps: compute a whole clip from the pace of these steps.")
     ] = False,
@@ -90,9 +90,8 @@ def _chosen(known: tuple[LaneView, ...], lanes: str) -> tuple[LaneView, ...]:
     alive = tuple(lane for lane in models if lane.worker_alive)
     if not alive:
         raise NotPossibleNow("no lane has a worker; start them with `screentest up`, or name lanes with --lanes")
-    for lane in models:
-        if lane not in alive:
-            printing.err().print(f"{lane.lane_title}: left out, it has no worker", markup=False)
+    if left_out := [lane.lane_id for lane in models if lane not in alive]:
+        printing.err().print(f"left out, no worker: {', '.join(left_out)}", markup=False)
     return alive
 
 
@@ -105,6 +104,8 @@ def _lane(known: tuple[LaneView, ...], lane_id: str) -> LaneView:
 
 def _keyframe(client: Client, lanes: tuple[LaneView, ...], path: Path | None) -> Keyframe | None:
     """The person's own, else the shipped one; None where no lane wants any."""
+    if path is not None and not path.is_file():
+        raise BadRequest(f"{path}: no such picture")
     if all(lane.task is not Task.I2V for lane in lanes):
         return None
     shipped = services.installation(os.environ).lanes_dir.parent / "sweeps" / KEYFRAME

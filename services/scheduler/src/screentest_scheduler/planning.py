@@ -160,7 +160,10 @@ def require_runnable(planned: Plan, spec: SweepSpec) -> None:
         )
         for lane in planned.skipped
     )
-    told = "; ".join(violation.description for violation in violations)
+    lanes_of: dict[str, list[str]] = {}  # by reason: without a GPU it is one for all
+    for lane in planned.skipped:
+        lanes_of.setdefault(lane.reason, []).append(lane.lane_id)
+    told = "; ".join(f"{', '.join(lane_ids)}: {reason}" for reason, lane_ids in lanes_of.items())
     choice = "" if not planned.lanes else ". Or choose to skip such lanes (--skip-impossible)"
     raise BadRequest(f"{told}{choice}", violations)
 
@@ -450,7 +453,7 @@ def _impossible(lane: lanes.Lane, spec: SweepSpec, placement: Placement) -> str:
     if spec.weights is not Weights.MINIATURE and lane.device == "gpu" and placement.is_cpu:
         what = "hub weights" if spec.weights is Weights.HUB else "full-size random weights"
         start = "start with `screentest up --device gpu-0`"
-        return f"{what} of {lane.title} need a GPU; {start}, or try it with --weights miniature"
+        return f"{what} need a GPU; {start}, or try it with --weights miniature"
     return ""
 
 
