@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from screentest import rubric, table
 from screentest.client import Client
-from screentest.records import JobState, RubricRef, SweepSpec, Weights
+from screentest.errors import NotFound
+from screentest.records import ArtifactKind, JobState, RubricRef, SweepSpec, Weights
 from screentest.rubric import prompt_sha256
+from screentest_ui import ports
 from screentest_ui.home import Home
+from tests.integration.judge_rig import ChatServer
 from tests.integration.test_stack import Stack, processes_of, wait_for
 from tests.integration.worker_rig import REPOSITORY
 from tests.judging.asking import TINY_SIGLIP, rubric_of
@@ -56,24 +60,47 @@ attempt_s = 300
 """
 
 
+# Asks the server of a test, and gives up soon where there is none.
+ASKING = "asking"
+ASKING_FILE = f"""
+id = "{ASKING}"
+title = "Somebody's server"
+task = "judge"
+env = "judge"
+device = "remote"
+adapter = "endpoint"
+[settings]
+tries = 1
+[limits]
+load_s = 60
+step_stall_s = 60
+attempt_s = 300
+"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneStack(Stack):
-    """Scene lanes, pixels and the test judge with its weights."""
+    """Scene lanes, pixels, the test judge with its weights, and one that asks a server on a port of this machine."""
+
+    port: int = field(default_factory=lambda: ports.choose(1)[0])
 
     def environment(self) -> dict[str, str]:
-        folders = {
+        settings = {
             "SCREENTEST_LANES_DIR": str(REPOSITORY / "tests" / "lanes"),
             "SCREENTEST_JUDGES_DIR": str(self.folder / "judges"),
+            "SCREENTEST_JUDGE_URL": f"http://127.0.0.1:{self.port}/v1",
+            "SCREENTEST_JUDGE_MODEL": "seer",
         }
-        return {**Stack.environment(self), **folders}
+        return {**Stack.environment(self), **settings}
 
     def up(self) -> str:
         judges, models = self.folder / "judges", self.folder / "models"
         judges.mkdir()
         shutil.copy(REPOSITORY / "deploy" / "judges" / "pixels.toml", judges)
         (judges / f"{JUDGE}.toml").write_text(JUDGE_FILE)
+        (judges / f"{ASKING}.toml").write_text(ASKING_FILE)
         shutil.copytree(TINY_SIGLIP, models / JUDGE)
-        lanes, wanted = ",".join(CHAIN), f"pixels,{JUDGE}"
+        lanes, wanted = ",".join(CHAIN), f"pixels,{JUDGE},{ASKING}"
         return self.ok("up", "--lanes", lanes, "--judges", wanted, "--weights-dir", str(models), "--no-panel")
 
     def report(self, sweep_id: str) -> Mapping[str, Any]:
@@ -170,3 +197,63 @@ def test_random_weights_say_what_pixels_say_and_nothing_is_scored(stack: SceneSt
     for row in stack.report(sweep_id)["rows"]:
         assert (row["prompt_match"], row["score"]["score10"]) == ("not scored", None)
         assert "random weights" in row["score"]["not_scored"]
+
+
+def published(client: Client, sweep_id: str) -> dict[str, dict[str, Any]]:
+    """The rows of the report by lane, as they are in the depot; none before its first revision."""
+    try:
+        link = client.get_artifact(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name="report.json")
+    except NotFound:
+        return {}
+    with urllib.request.urlopen(link.url, timeout=10) as reply:
+        return {row["lane_id"]: row for row in json.load(reply)["rows"]}
+
+
+@pytest.mark.timeout(300)
+def test_a_server_that_is_down_or_tells_no_odds_is_said_in_the_report_and_spoils_nothing(stack: SceneStack) -> None:
+    """Asked alone while it is down, then with another judge beside it, then when it is there and tells words only."""
+    short = replace(
+        RUBRIC, beats=RUBRIC.beats[:1], elements=tuple(item for item in RUBRIC.elements if item.id == "thing-1")
+    )
+
+    def wait_row(lane_id: str, wanted: Callable[[Mapping[str, Any]], bool]) -> Mapping[str, Any]:
+        found: dict[str, Any] = {}
+
+        def is_out() -> bool:
+            found.update(published(client, sweep_id).get(lane_id, {}))
+            return bool(found.get("score")) and wanted(found["score"])
+
+        wait_for(is_out, 60)
+        return found
+
+    with stack.client() as client:
+        ref = client.upload_rubric(rubric.to_json(short).encode(), file_name="short.json", prompt=PROMPT)
+        lanes = ("scene-all-beats", "scene-black")
+        sweep_id = submitted(client, title="Asked", lane_ids=lanes, judge_lane_ids=(ASKING,), rubrics=(ref,))
+        wait_judged(client, sweep_id)
+        refused = f"http://127.0.0.1:{stack.port}/v1 gave no answer in 1 tries (ConnectError"
+        row = wait_row(CHAIN[0], lambda score: refused in (score["not_scored"] or ""))
+        assert (row["status"], row["prompt_match"], row["score"]["score10"]) == ("completed", "not scored", None)
+        assert row["finding"].startswith(f"Valid MP4; not scored: judge {ASKING}: failed: ")
+        assert wait_row(CHAIN[-1], lambda score: score["score10"] == 0)["score"]["caps"]
+        sweep = client.get_sweep(sweep_id)
+        assert sweep.over
+        assert (sweep.counts.completed, sweep.counts.failed) == (2, 0)
+
+        client.judge_sweep(sweep_id, judge_lane_ids=(JUDGE,))
+        wait_judged(client, sweep_id)
+        score = wait_row(CHAIN[0], lambda score: score["score10"] is not None)["score"]
+        assert [tier["judge_id"] for tier in score["tiers"]] == [JUDGE]
+        [left_out] = score["left_out"]
+        assert refused in left_out
+
+        server = ChatServer(tells_odds=False, port=stack.port)
+        try:
+            client.judge_sweep(sweep_id, judge_lane_ids=(ASKING,))
+            wait_judged(client, sweep_id)
+        finally:
+            server.close()
+        score = wait_row(CHAIN[0], lambda score: len(score["tiers"]) == 2)["score"]
+    assert {tier["judge_id"] for tier in score["tiers"]} == {JUDGE, ASKING}
+    assert "sampled" in score["badges"]
+    assert score["left_out"] == []

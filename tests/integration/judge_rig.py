@@ -147,10 +147,10 @@ def judge_file(folder: Path, judge_id: str, text: str) -> Path:
 class ChatServer:
     """An OpenAI-compatible server that finds dark pictures black. ``answer_s``: how long it takes for an answer.
 
-    ``tells_odds``: it gives log-probabilities.
+    ``tells_odds``: it gives log-probabilities. ``port``: 0 = any.
     """
 
-    def __init__(self, *, answer_s: float = 0.0, tells_odds: bool = True) -> None:
+    def __init__(self, *, answer_s: float = 0.0, tells_odds: bool = True, port: int = 0) -> None:
         self.asked = threading.Event()
         self.keys: set[str | None] = set()
         server = self
@@ -182,7 +182,7 @@ class ChatServer:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), Handler)
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     @property

@@ -303,6 +303,18 @@ def test_a_dead_clip_scores_nought_even_where_only_the_probe_has_looked() -> Non
     assert found.finding == "Valid MP4, but effectively black and missing all prompt elements"
 
 
+def test_a_row_says_why_its_judge_failed_once_no_other_can_score_it() -> None:
+    sweep = Sweep("wan")
+    sweep.measure("wan")
+    sweep.judge(VLM, "wan", state=JobState.FAILED, cause="the server is down")
+    siglip = sweep.judge(SIGLIP, "wan", state=JobState.QUEUED)
+    assert sweep.score("wan").finding == ""
+    del sweep.state.judging[siglip]
+    assert sweep.score("wan").finding == f"Valid MP4; not scored: judge {VLM.lane_id}: failed: the server is down"
+    sweep.see(SIGLIP, "wan", IN_ORDER)
+    assert "not scored" not in sweep.score("wan").finding
+
+
 def test_a_score_that_is_on_its_way_is_pending_and_not_missing() -> None:
     sweep = Sweep("wan")
     sweep.measure("wan")

@@ -207,9 +207,8 @@ def _report_row(
 
 
 def _finding(row: table.Row, score: ClipScore | None) -> str:
-    """The line of a scored clip says more of it than its probe does."""
-    is_scored = score is not None and score.score.score10 is not None and score.finding
-    return table.sentence(score.finding) if score is not None and is_scored else row.finding
+    """What its judges say of a clip, or why they could not, is more than its probe says."""
+    return table.sentence(score.finding) if score is not None and score.finding else row.finding
 
 
 def _size_text(job: Job, outcome: Outcome | None) -> str:

@@ -133,7 +133,7 @@ class _Tally:
             said = _while_pending(_unmeasured(made, failed) if pixels is None else made, pending)
             known = (
                 made_of,
-                ClipScore(rubric=rubric, score=said, finding=_line(rubric, said, self._decode_error(asked))),
+                ClipScore(rubric=rubric, score=said, finding=_line(rubric, said, self._decode_error(asked), pending)),
             )
             self._memo[job.spec.job_id] = known
         return replace(known[1], controls=self._controls_of(known[1].score, job.spec.prompt_index))
@@ -329,9 +329,10 @@ class _Tally:
         return "no clip was judged" if self.judging else "no judge was asked"
 
 
-def _line(rubric: Rubric, made: Score, decode_error: str) -> str:
-    """Empty where the judges have nothing to say that the table does not know: its own finding stands then."""
-    is_said = made.score10 is not None or made.left_out or decode_error or made.not_scored.startswith(NOT_MEASURED)
+def _line(rubric: Rubric, made: Score, decode_error: str, pending: int) -> str:
+    """Empty where the judges have nothing to say (yet) that the table does not know: its own finding stands then."""
+    is_unjudged = not pending and (made.left_out or made.not_scored.startswith(NOT_MEASURED))
+    is_said = made.score10 is not None or decode_error or is_unjudged
     return finding.line(rubric, made, decode_error) if is_said else ""
 
 
