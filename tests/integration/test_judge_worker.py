@@ -138,6 +138,17 @@ async def test_second_judgement_is_warm_and_a_truncated_clip_is_no_failure(worke
     assert "no-frames" in pixels["flags"]
 
 
+async def test_judgements_that_wait_together_for_the_same_clip_all_read_it(worker: JudgeRig, clip: bytes) -> None:
+    """Each removes the clip from scratch when it is done; the next one must not lose what it is about to read."""
+    waiting = [worker.judge_spec(clip, asked_of()) for _ in range(3)]
+    assert len({spec.judged.sha256 for spec in waiting if spec.judged}) == 1
+    for spec in waiting:
+        await worker.admit(spec)
+    outcomes = [await worker.outcome(spec, within_s=60) for spec in waiting]
+    assert [outcome.cause for outcome in outcomes] == [""] * 3
+    assert on_scratch(worker, "clips") == []
+
+
 async def test_deleted_clip_fails_its_own_job_alone(worker: JudgeRig, clip: bytes) -> None:
     lost, kept = worker.judge_spec(clip + b"lost", asked_of()), worker.judge_spec(clip, asked_of())
     assert lost.judged is not None
