@@ -255,7 +255,7 @@ def test_an_attempt_lost_to_the_machine_is_tried_again_until_the_budget_is_used(
     ending = transitions.terminal(told.admitted().started().ended(INFRASTRUCTURE).entry)
     assert ending == Failed(
         failure_class=FailureClass.INFRASTRUCTURE,
-        cause="lost 3 attempts to the machine, the last one: the worker died",
+        cause="3 attempts were lost through no fault of the job, the last one: the worker died",
         fix="start it",
     )
 

@@ -249,7 +249,7 @@ def _completed(spec: JobSpec, outcome: Outcome) -> Completed | Failed:
 def _lost_for_good(entry: Entry, outcome: Outcome) -> Failed | None:
     """None while a budget lasts."""
     if entry.infrastructure_losses >= INFRASTRUCTURE_BUDGET:
-        lost = f"lost {entry.infrastructure_losses} attempts to the machine"
+        lost = f"{entry.infrastructure_losses} attempts were lost through no fault of the job"
     elif entry.unstarted_losses >= UNSTARTED_BUDGET:
         lost = f"{entry.unstarted_losses} attempts in a row did not even start"
     else:
