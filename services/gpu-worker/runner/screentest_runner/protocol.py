@@ -158,7 +158,6 @@ class Judge:
     judgement_path: str
     other_questions: list[dict[str, Any]] | None = None
     other_windows: int | None = None
-    limit_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

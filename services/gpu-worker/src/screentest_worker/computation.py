@@ -129,8 +129,10 @@ class Computation:
 
     async def _carry_out(self) -> Decoded | Judged | Outcome:
         assert self._hand.deadline is not None
-        # what the load has left of the attempt's time
-        self._runner.send(replace(self._requests.order, limit_s=self._hand.deadline - time.monotonic()))
+        order = self._requests.order
+        if isinstance(order, Generate):  # what the load has left of the attempt's time
+            order = replace(order, limit_s=self._hand.deadline - time.monotonic())
+        self._runner.send(order)
         self._is_computing = True
         while True:
             stall_s = self._hand.dispatch.spec.limits.step_stall_s
