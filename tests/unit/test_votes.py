@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import permutations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from screentest.records import PairOutcome, PairVoted
 from screentest_reporter import votes
@@ -36,6 +39,25 @@ def test_strengths_of_three_lanes_come_from_pairs_that_never_met_too() -> None:
     rows = by_lane(*pairs)
     assert rows["wan"].strength - rows["svd"].strength == pytest.approx(math.log(9), abs=0.1)
     assert [row.lane_id for row in votes.preferred(pairs, LANES)] == ["wan", "ltx", "svd"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(list(permutations("abc", 2))), st.sampled_from(PairOutcome)), min_size=1))
+def test_every_lane_is_expected_to_win_what_it_won_but_for_the_prior(
+    pairs: list[tuple[tuple[str, str], PairOutcome]],
+) -> None:
+    """The slope of the posterior is zero, written down a second time; the interval rests on that same posterior."""
+    rows = by_lane(*[vote(f"{left}1", f"{right}1", outcome) for (left, right), outcome in pairs])
+    for name, row in rows.items():
+        surplus = 0.0
+        for (left, right), outcome in pairs:
+            if name in (LANES[f"{left}1"], LANES[f"{right}1"]):
+                is_left = name == LANES[f"{left}1"]
+                other = rows[LANES[f"{right}1" if is_left else f"{left}1"]]
+                won = {PairOutcome.LEFT: is_left, PairOutcome.RIGHT: not is_left}.get(outcome, 0.5)
+                surplus += won - 1 / (1 + math.exp(other.strength - row.strength))
+        assert surplus == pytest.approx(votes.REGULARISATION * row.strength, abs=1e-3)
+    assert sum(row.strength for row in rows.values()) == pytest.approx(0, abs=1e-4)
 
 
 def test_a_tie_is_half_a_win_for_both_and_so_are_two_bad_clips() -> None:
