@@ -49,7 +49,8 @@ def _show(url: str, results: tuple[Result, ...]) -> None:
         printing.say(f"{result.what}: {verdict}")
     broken = sum(bool(result.problem) for result in results)
     printing.say(
-        f"{url} cannot be the depot: {broken} of {len(results)} do not hold"
+        f"{url} cannot be the depot: {broken} of {len(results)} do not hold; take a server that holds "
+        "them all, such as the SeaweedFS that `screentest up` and compose.yaml bring along"
         if broken
         else f"{url} can be the depot: all {len(results)} hold"
     )

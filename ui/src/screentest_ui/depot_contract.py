@@ -22,6 +22,8 @@ CONTENT_BYTES = 1 << 20
 AT_ONCE = 8
 CONTENT_TYPE = "video/mp4"
 SHORT = timedelta(seconds=1)
+# SeaweedFS answers 403; rclone's S3 answers 400 where a signature is missing or too old. Nothing of ours reads which.
+REFUSALS = frozenset({400, 401, 403})
 WAIT_S = 2.5
 
 
@@ -124,12 +126,13 @@ class Contract:
     async def _other_key(self) -> None:
         mine, other = f"{self._prefix}mine", f"{self._prefix}other"
         status = await self._asked("PUT", _moved(self._store.put_url(mine).url, mine, other), body=b"x")
-        _expect(status == 403, f"it answers {status}")
+        _expect(status in REFUSALS, f"it answers {status}")
+        _expect(await self._store.stat(other) is None, "the other key is written")
 
     async def _no_delete(self) -> None:
         key = await self._written("kept")
         status = await self._asked("DELETE", self._store.put_url(key).url)
-        _expect(status == 403, f"it answers {status}")
+        _expect(status in REFUSALS, f"it answers {status}")
         _expect(await self._store.stat(key) is not None, "the object is gone")
 
     async def _range(self) -> None:
@@ -146,14 +149,14 @@ class Contract:
         url = self._store.get_url(await self._written("clip.mp4"), SHORT, public=False).url
         await asyncio.sleep(WAIT_S)
         status = await self._asked("GET", url)
-        _expect(status == 403, f"it answers {status}")
+        _expect(status in REFUSALS, f"it answers {status}")
 
     async def _anonymous(self) -> None:
         url = self._store.put_url(await self._written("closed")).url
         bare = urlunsplit(urlsplit(url)._replace(query=""))
         for method in ("GET", "PUT", "DELETE"):
             status = await self._asked(method, bare)
-            _expect(status in {401, 403}, f"{method} answers {status}")
+            _expect(status in REFUSALS, f"{method} answers {status}")
 
     # ---- steps
 
