@@ -1,7 +1,8 @@
 """Hundreds of SIGKILLs of workers and runners, on stub lanes and on miniatures; what is left of the promises, counted.
 
 ``python -m tests.faults.long --kills 200 --miniature-kills 10 --seed 1`` prints a line per sweep and the totals; exit
-status 1 when a promise was broken. It takes a quarter of an hour and more, and is no part of any other recipe.
+status 1 when a promise was broken. It is no part of any other recipe. ``--minutes`` bounds the killing of each part:
+the sweep in hand is brought to its end and everything is checked, so a long run may be split over several seeds.
 """
 
 from __future__ import annotations
@@ -38,26 +39,32 @@ class Count:
     def of(self, promise: str) -> int:
         return sum(words.startswith(promise) for words in self.broken)
 
+    def done(self) -> str:
+        return f"{self.kills.total()} kills {dict(self.kills)}, {self.sweeps} sweeps"
+
     def told(self) -> str:
         late = sum("goes on after its end" in words for words in self.broken)
         return (
-            f"{self.kills.total()} kills {dict(self.kills)}, {self.sweeps} sweeps, terminal {dict(self.ends)}; "
+            f"{self.done()}, terminal {dict(self.ends)}; "
             f"survivors {self.survivors}, overlaps {self.of('I2')}, late writes {late}, "
             f"jobs without exactly one end {self.of('I1') - late}, other broken promises "
             f"{len(self.broken) - self.of('I1') - self.of('I2')}"
         )
 
 
-def killing(lanes: tuple[str, ...], kills: int, choice: random.Random) -> Count:
-    """Sweeps over these lanes until so many processes were killed, and the last sweep to its end."""
+def killing(lanes: tuple[str, ...], kills: int, kill_s: float, choice: random.Random) -> Count:
+    """Sweeps over these lanes until so many processes were killed, or for ``kill_s``, and the last sweep to its end."""
     count = Count()
     with tempfile.TemporaryDirectory(prefix="screentest-long-") as temporary:
         stack = Stack(folder=Path(temporary), home=Home(Path(temporary) / "home"), lanes=lanes)
         try:
             stack.up()
             with probe.probing(stack.locks, stack.running.marker, stack.probe_log):
-                acknowledged = sweeps(stack, kills, choice, count)
+                acknowledged = sweeps(stack, kills, kill_s, choice, count)
             found = asyncio.run(evidence(stack, acknowledged))
+        except BaseException:
+            say(f"stopped, nothing checked: {count.done()}")
+            raise
         finally:
             stack.run("down", check=False)
         count.survivors = len(programs.marked(stack.running.marker))
@@ -66,20 +73,26 @@ def killing(lanes: tuple[str, ...], kills: int, choice: random.Random) -> Count:
     return count
 
 
-def sweeps(stack: Stack, kills: int, choice: random.Random, count: Count) -> dict[str, int]:
+def sweeps(stack: Stack, kills: int, kill_s: float, choice: random.Random, count: Count) -> dict[str, int]:
+    """The number of jobs of each sweep that was acknowledged."""
     victims = [*(f"worker-{lane}" for lane in stack.lanes), "runner", "runner"]
     acknowledged: dict[str, int] = {}
-    while count.kills.total() < kills:
+    began = time.monotonic()
+
+    def goes_on() -> bool:
+        return count.kills.total() < kills and time.monotonic() - began < kill_s
+
+    while goes_on():
         count.sweeps += 1
         sweep_id, jobs = submit(stack, f"long {count.sweeps}", seeds=range(1, 5))
         acknowledged[sweep_id] = jobs
-        while count.kills.total() < kills and not is_over(stack, sweep_id):
+        while goes_on() and not is_over(stack, sweep_id):
             time.sleep(choice.uniform(0.2, 2.0))
             victim = kill_one(stack, choice, victims)
             count.kills.update([victim] if victim else [])
             stack.up()
         wait_until_over(stack, sweep_id, within_s=600)
-        say(f"{sweep_id}: over after {count.kills.total()} kills")
+        say(f"{sweep_id}: over after {time.monotonic() - began:.0f} s, {count.kills.total()} of {kills} kills")
     return acknowledged
 
 
@@ -87,6 +100,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="on stub lanes")
     parser.add_argument("--miniature-kills", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=60.0, help="stop killing after so many, in each part")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     choice, is_kept = random.Random(arguments.seed), True
@@ -96,7 +110,7 @@ def main() -> int:
     ):
         if not kills:
             continue
-        count = killing(lanes, kills, choice)
+        count = killing(lanes, kills, 60 * arguments.minutes, choice)
         say(f"{name}, seed {arguments.seed}: {count.told()}")
         for words in count.broken:
             say(f"  {words}")
