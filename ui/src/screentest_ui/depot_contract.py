@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import urllib3
 
-from screentest.errors import ScreentestError
+from screentest.errors import NotFound, ScreentestError
 from screentest.kit.store import Store
 
 # minio's client would cut what is larger into parts: one clip must stay one PUT.
@@ -100,6 +100,11 @@ class Contract:
 
     async def _absent(self) -> None:
         _expect(await self._store.stat(f"{self._prefix}nothing") is None, "an object is said to be there")
+        try:
+            await self._store.get(f"{self._prefix}nothing")
+        except NotFound:
+            return
+        raise Broken("an object is read from there")
 
     async def _listed(self) -> None:
         keys = {await self._written(f"parts/{number}") for number in range(3)}

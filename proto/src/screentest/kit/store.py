@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import urllib3
 from minio import Minio
-from minio.error import MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error
 from pydantic import SecretStr
 
 from screentest.errors import BadRequest, NotFound, ScreentestError, Unavailable
@@ -24,6 +24,7 @@ CONNECT_TIMEOUT_S = 3.0
 READ_TIMEOUT_S = 60.0
 URL_LIFETIME = timedelta(hours=12)
 CONDITIONAL_PUT_LIFETIME = timedelta(minutes=15)
+NOT_THERE = 404
 PRECONDITION_FAILED = 412
 
 
@@ -167,6 +168,8 @@ class Store:
             return await asyncio.to_thread(call)
         except S3Error as error:
             raise self._translate(what, error) from error
+        except InvalidResponseError as error:
+            raise self._translate_unread(what, error) from error
         except (MinioException, urllib3.exceptions.HTTPError, OSError) as error:
             raise Unavailable(
                 f"the depot at {self.url} does not answer ({type(error).__name__}); start it with `screentest up`"
@@ -176,6 +179,16 @@ class Store:
         if error.code in {"NoSuchKey", "NoSuchBucket", "NoSuchObject"}:
             return NotFound(f"the depot has no object {what} in bucket {self.bucket}")
         return Unavailable(f"the depot at {self.url} refuses {what}: {error.code} {error.message}")
+
+    def _translate_unread(self, what: str, error: InvalidResponseError) -> ScreentestError:
+        """minio 7.2 reads errors of type application/xml only, and has no public name for their status; rclone's S3
+        says text/xml."""
+        if error._code == NOT_THERE:
+            return NotFound(f"the depot has no object {what} in bucket {self.bucket}")
+        return Unavailable(
+            f"the depot at {self.url} answers {error._code} for {what} in words that are not S3's; "
+            "see with `screentest depot check` whether it is one"
+        )
 
 
 def _pool() -> urllib3.PoolManager:
