@@ -54,7 +54,7 @@ def found(samples: Samples, name: str, **labels: str) -> float | None:
 
 async def scheduler_samples(since_s: float = -1.0) -> Samples:
     metrics = Metrics()
-    attempts = scheduler_metrics.AttemptNumbers(metrics, BEGAN_AT + timedelta(seconds=since_s))
+    attempts = scheduler_metrics.AttemptNumbers(metrics, BEGAN_AT + timedelta(seconds=since_s), ["wan"])
     ledger = Ledger(attempt_ended=attempts.ended)
     for message in (*busy_stream().messages, *busy_stream().messages):  # heard twice: by our append and by the tail
         ledger.apply(message)
@@ -115,6 +115,8 @@ async def test_scheduler_tells_queue_attempts_and_phases() -> None:
     assert found(samples, "screentest_jobs", lane="idle", status="queued") == 0
     assert found(samples, "screentest_attempts_total", lane="wan", **{"class": "completed"}) == 1
     assert found(samples, "screentest_attempts_total", lane="wan", **{"class": "nan"}) == 1
+    # From the start, or the first that stalls would be no increase.
+    assert found(samples, "screentest_attempts_total", lane="wan", **{"class": "stalled"}) == 0
     assert found(samples, "screentest_device_drained", host="local", device="gpu-0") == 1
     assert found(samples, "screentest_lane_worker_alive", lane="wan", host="local", device="gpu-0") == 0
     counts = {labels: value for (name, labels), value in samples.items() if name == "screentest_phase_seconds_count"}
@@ -124,7 +126,10 @@ async def test_scheduler_tells_queue_attempts_and_phases() -> None:
 
 async def test_attempts_of_an_earlier_scheduler_are_not_counted_again() -> None:
     samples = await scheduler_samples(since_s=10_000.0)
-    assert not any(name.startswith(("screentest_attempts", "screentest_phase")) for name, _ in samples)
+    attempts = [value for (name, _), value in samples.items() if name == "screentest_attempts_total"]
+    assert attempts
+    assert not any(attempts)
+    assert not any(name.startswith("screentest_phase") for name, _ in samples)
 
 
 async def test_telemetry_tells_what_the_driver_gives_and_leaves_out_the_rest() -> None:

@@ -66,7 +66,7 @@ async def _serve(
 ) -> None:
     places = settings.places()
     numbers = Metrics()
-    attempts = metrics.AttemptNumbers(numbers, clock.stamp().at)
+    attempts = metrics.AttemptNumbers(numbers, clock.stamp().at, (*catalogue, *judge_lanes))
     ledger = Ledger(Lessons(catalogue, load_measured(settings.measured_dir)), attempt_ended=attempts.ended)
     journal = Journal(bus, ledger)
     await journal.replay()

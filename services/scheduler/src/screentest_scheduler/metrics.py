@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import datetime
 
 from screentest import folding
 from screentest.kit.metrics import Family, Metrics, Number
-from screentest.records import JobSpec, JobState, Outcome, Stamp
+from screentest.records import FailureClass, JobSpec, JobState, Outcome, Stamp
 from screentest_scheduler.conducting import Conductor
 from screentest_scheduler.ledger import Ledger
 
@@ -39,11 +40,17 @@ STATUSES = tuple(dict.fromkeys(folding.status(state) for state in JobState))
 
 
 class AttemptNumbers:
-    """Counts attempts as they end. What ended before ``since`` was another scheduler's to count."""
+    """Counts attempts as they end. What ended before ``since`` was another scheduler's to count.
 
-    def __init__(self, metrics: Metrics, since: datetime) -> None:
+    Every way to end begins at 0 for ``lane_ids``: Prometheus sees no increase in a series that begins with its first
+    failure.
+    """
+
+    def __init__(self, metrics: Metrics, since: datetime, lane_ids: Iterable[str]) -> None:
         self._since = since
         self._attempts = metrics.counter(ATTEMPTS)
+        for lane_id, how in itertools.product(lane_ids, (COMPLETED, *FailureClass)):
+            self._attempts.labels(lane_id, str(how))
         self._phases = metrics.histogram(PHASES)
 
     def ended(self, spec: JobSpec, outcome: Outcome, stamp: Stamp) -> None:
