@@ -68,11 +68,11 @@ faults-long: install ## Kill workers and runners 200 times in stub sweeps, 10 ti
 mutations: install ## Break one guarantee at a time in a copy and show the test that notices.
 	$(BIN)/python -m tests.faults.mutate $(ARGS)
 
-# A history takes 7 ms: 100,000 of them 6 minutes on two cores.
+# A history takes 7 to 14 ms; 100,000 of them a quarter of an hour on two cores.
 SEEDS ?= 100000
 .PHONY: histories
 histories: bootstrap ## Play SEEDS histories of the pure rules (100,000; make test plays 2,000).
-	HISTORIES=$(SEEDS) $(BIN)/pytest -q --timeout=0 tests/contract/test_histories.py $(ARGS)
+	HISTORIES=$(SEEDS) $(BIN)/pytest -q -n 2 --timeout=0 tests/contract/test_histories.py $(ARGS)
 
 .PHONY: check
 check: bootstrap ## Lint, formatting, types, boundaries between packages, generated code, breaking changes.

@@ -45,8 +45,8 @@ def preferred(votes: Iterable[PairVoted], lane_of: Mapping[str, str]) -> tuple[P
     """The lanes of one prompt, the best first; empty without a vote between two lanes. ``lane_of``: by job id.
 
     A tie, also one of two bad clips, is half a win for both. Two clips of one lane say nothing about lanes.
-    Source: the maximum of the Bradley-Terry likelihood with a Gaussian prior (Hunter 2004, doi 10.1214/aos/1079120141), and
-    the interval from the inverse of the Hessian of that same sum.
+    Source: the maximum of the Bradley-Terry likelihood (Hunter 2004, doi 10.1214/aos/1079120141) with a Gaussian prior,
+    and the interval from the inverse of the Hessian of that same sum.
     """
     pairs = [
         (lane_of[vote.left_job_id], lane_of[vote.right_job_id], vote.outcome)
