@@ -10,6 +10,7 @@ copy, everything else from the environment that runs this.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 import subprocess
@@ -19,9 +20,10 @@ import tempfile
 import time
 import venv
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = (
@@ -93,12 +95,21 @@ class Copy:
             )
         except subprocess.TimeoutExpired:
             return ["(did not end)"], f"no end within {LIMIT_S} s"
+        finally:
+            self.end_left_behind()
         found = re.findall(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
         last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-400:]
         return [name.rpartition("::")[2] for name in found], last
 
+    def end_left_behind(self) -> None:
+        """A broken guarantee may be the one that ends processes: none of this copy outlives its tests."""
+        for process in psutil.process_iter():
+            with contextlib.suppress(psutil.Error):
+                if any(str(self.folder) in value for value in process.environ().values()):
+                    process.kill()
 
-@contextmanager
+
+@contextlib.contextmanager
 def copied(commit: str = "HEAD") -> Iterator[Copy]:
     """A worktree of ``commit`` that is gone afterwards."""
     with tempfile.TemporaryDirectory(prefix="screentest-mutations-") as temporary:
