@@ -198,23 +198,29 @@ def test_batches_are_merged_once_in_order_and_old_ones_leave() -> None:
 
 def test_a_silence_breaks_the_curve() -> None:
     batches = [vitals(second, gpu=True) for second in (*range(5), *range(60, 65))]
-    values = [point.value for point in panel_vitals.points(batches, panel_vitals.UTILISATION)]
+    values = [point.value for point in panel_vitals.points(panel_vitals.readings(batches, panel_vitals.UTILISATION))]
     assert values.count(None) == 1
     assert values.index(None) == 5
 
 
 def test_what_the_driver_does_not_give_is_unknown() -> None:
     batches = [vitals(second, gpu=True) for second in range(5)]
-    memory = panel_vitals.figure(panel_vitals.points(batches, panel_vitals.MEMORY))
+    memory = panel_vitals.figure(panel_vitals.readings(batches, panel_vitals.MEMORY))
     assert panel_vitals.shown(memory.peak, "GiB") == "unknown"
     assert panel_vitals.refused_fields(batches) == ("memory=not_supported",)
 
 
-def test_thinning_keeps_the_peak() -> None:
+def test_thinning_keeps_the_peak_and_no_figure_is_made_of_what_is_left() -> None:
+    """One reading of 25 is high: 4 % of all, and 40 % of the highest of each ten."""
     batches = [vitals(second, gpu=False) for second in range(1000)]
-    thinned = panel_vitals.points(batches, panel_vitals.CPU, most=100)
-    assert len(thinned) <= 100
-    assert panel_vitals.figure(thinned).peak == 38
+    found = [
+        replace(point, value=90.0 if number % 25 == 0 else 10.0)
+        for number, point in enumerate(panel_vitals.readings(batches, panel_vitals.CPU)[:1000])
+    ]
+    drawn = panel_vitals.points(found, most=100)
+    assert len(drawn) == 100
+    assert (panel_vitals.figure(found).p95, panel_vitals.figure(found).peak) == (10.0, 90.0)
+    assert panel_vitals.figure(drawn).peak == 90.0
 
 
 def test_a_machine_without_gpu_says_so_and_shows_its_host() -> None:

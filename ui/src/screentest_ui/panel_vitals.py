@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 from screentest.folding import status
 from screentest.records import GpuSample, HostSample, Job, JobState, VitalsBatch
@@ -102,25 +102,32 @@ def curves(batches: Sequence[VitalsBatch]) -> tuple[Curve, ...]:
     return (*(GPU_CURVES if any(batch.gpu_samples for batch in batches) else ()), *HOST_CURVES)
 
 
-def points(batches: Sequence[VitalsBatch], curve: Curve, most: int = 600) -> tuple[Point, ...]:
-    """The readings of one curve, at most about ``most`` per series, oldest first; a silence becomes a point of None.
-
-    Thinning keeps the highest reading of each stretch: a peak must not vanish from the picture.
-    """
+def readings(batches: Sequence[VitalsBatch], curve: Curve) -> tuple[Point, ...]:
+    """All of one curve, one series after the other, each oldest first."""
     by_series: dict[str, list[Point]] = {}
     for batch in batches:
         for point in _readings(batch, curve):
             by_series.setdefault(point.series, []).append(point)
-    return tuple(point for series in by_series.values() for point in _with_gaps(_thinned(series, most)))
+    return tuple(point for series in by_series.values() for point in series)
 
 
-def figure(readings: Sequence[Point]) -> Figure:
-    """Last, 95th percentile (nearest rank) and highest of what was measured."""
-    values = [point.value for point in readings if point.value is not None]
+def points(found: Sequence[Point], most: int = 600) -> tuple[Point, ...]:
+    """What is drawn of these readings, at most about ``most`` per series; a silence becomes a point of None.
+
+    Thinning keeps the highest reading of each stretch: a peak must not vanish from the picture. A percentile of what is
+    left would be too high, see ``figure``.
+    """
+    by_series = groupby(found, key=lambda point: point.series)
+    return tuple(point for _, series in by_series for point in _with_gaps(_thinned(list(series), most)))
+
+
+def figure(found: Sequence[Point]) -> Figure:
+    """Last, 95th percentile (nearest rank) and highest of all that was measured, not of what is drawn."""
+    values = [point.value for point in found if point.value is not None]
     if not values:
         return Figure(last=None, p95=None, peak=None)
     ranked = sorted(values)
-    last = max((point for point in readings if point.value is not None), key=lambda point: point.at).value
+    last = max((point for point in found if point.value is not None), key=lambda point: point.at).value
     return Figure(last=last, p95=ranked[math.ceil(0.95 * len(ranked)) - 1], peak=ranked[-1])
 
 

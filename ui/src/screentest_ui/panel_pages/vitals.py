@@ -20,6 +20,7 @@ from screentest_ui.panel_vitals import (
     figure,
     merge,
     points,
+    readings,
     refused_fields,
     shown,
     source_line,
@@ -67,11 +68,11 @@ def _is_fresh(known: Sequence[VitalsBatch]) -> bool:
     return (datetime.now(UTC) - known[-1].stamp.at).total_seconds() < OVERLAP_S
 
 
-def chart(curve: Curve, readings: Sequence[Point], domain: Domain | None = None) -> altair.Chart:
+def chart(curve: Curve, drawn_points: Sequence[Point], domain: Domain | None = None) -> altair.Chart:
     """One line per GPU or host. A missing reading breaks the line: nothing is drawn where nothing was measured."""
-    values = [{"at": point.at.isoformat(), "series": point.series, "value": point.value} for point in readings]
+    values = [{"at": point.at.isoformat(), "series": point.series, "value": point.value} for point in drawn_points]
     scale = altair.Scale(domain=[0, curve.ceiling]) if curve.ceiling else altair.Scale(zero=True, nice=True)
-    several = len({point.series for point in readings}) > 1
+    several = len({point.series for point in drawn_points}) > 1
     legend = altair.Legend(orient="top") if several else None
     drawn: altair.Chart = (
         altair.Chart(altair.InlineData(values=values))
@@ -110,6 +111,9 @@ def span_chart(found: Sequence[Span], domain: Domain) -> altair.Chart:
         }
         for span in found
     ]
+    present = {
+        status: colour for status, colour in SPAN_COLOURS.items() if any(span.status == status for span in found)
+    }
     drawn: altair.Chart = (
         altair.Chart(altair.InlineData(values=values))
         .mark_bar(cornerRadius=3)
@@ -120,8 +124,8 @@ def span_chart(found: Sequence[Span], domain: Domain) -> altair.Chart:
             color=altair.Color(
                 "status:N",
                 title=None,
-                legend=altair.Legend(orient="top", columns=2),  # fits a phone
-                scale=altair.Scale(domain=list(SPAN_COLOURS), range=list(SPAN_COLOURS.values())),
+                legend=altair.Legend(orient="top", columns=1),  # a phone has room for one
+                scale=altair.Scale(domain=list(present), range=list(present.values())),
             ),
             tooltip=["job:N", "attempt:Q", "status:N", altair.Tooltip("from:T", format="%H:%M:%S")],
         )
@@ -131,18 +135,18 @@ def span_chart(found: Sequence[Span], domain: Domain) -> altair.Chart:
 
 
 def panel_of(curve: Curve, batches: Sequence[VitalsBatch], domain: Domain | None = None) -> None:
-    readings = points(batches, curve)
-    figures = figure(readings)
+    found = readings(batches, curve)
+    figures = figure(found)
     with st.container(border=True):
         st.markdown(f"**{plain(curve.name)}** in {plain(curve.unit)}")
         if figures.last is None:
             st.caption("unknown: the driver gives no reading")
             return
         st.caption(
-            f"now {shown(figures.last, curve.unit)} · p95 {shown(figures.p95, curve.unit)} · "
+            f"{'last' if domain else 'now'} {shown(figures.last, curve.unit)} · p95 {shown(figures.p95, curve.unit)} · "
             f"peak {shown(figures.peak, curve.unit)}"
         )
-        st.altair_chart(chart(curve, readings, domain), key=f"chart-{curve.name}", alt=f"{curve.name} over time")
+        st.altair_chart(chart(curve, points(found), domain), key=f"chart-{curve.name}", alt=f"{curve.name} over time")
 
 
 def show_curves(batches: Sequence[VitalsBatch], domain: Domain | None = None) -> None:
