@@ -42,7 +42,7 @@ IMAGES = ("servers", *engines.LIGHT, "worker-diffusers", "worker-judge")
 # Over the base. Streamlit's tables go through NumPy, pandas and Arrow, 200 MiB by themselves; choix through SciPy, 160.
 LIGHT_MIB = 200
 HEAVY = {"reporter": 360, "ui": 350, "worker-diffusers": 2600, "worker-judge": 2600}
-OVERRIDES = ("cpu", "spark", "lan", "minio", "s3")
+OVERRIDES = ("cpu", "spark", "lan", "login", "minio", "s3")
 # What a file asks for with `:?`; only validated here.
 PLACES = {
     "SCREENTEST_LAN_ADDRESS": "10.0.0.1",

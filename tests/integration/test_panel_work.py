@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -346,3 +349,49 @@ def test_a_panel_beyond_loopback_shows_nothing_without_a_login(world: World, mon
     assert "nobody would have to log in" in app.error[0].value
     assert app.title == []
     assert app.button == []
+
+
+LOGIN = """
+[auth]
+redirect_uri = "https://screentest.studio.example/oauth2callback"
+cookie_secret = "not a secret"
+client_id = "screentest"
+client_secret = "not one either"
+server_metadata_url = "https://login.studio.example/.well-known/openid-configuration"
+"""
+PEOPLE = """
+[people]
+allowed = ["@studio.example"]
+"""
+
+
+def started(address: str, folder: Path, login: str = "") -> tuple[int, str]:
+    """Exit status and what it says; a panel that did start is ended after its first line, with status 0."""
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    environment.pop(panel_access.BIND, None)
+    if login:
+        (folder / "login.toml").write_text(login)
+        environment["SCREENTEST_PANEL_LOGIN_FILE"] = str(folder / "login.toml")
+    command = [sys.executable, "-m", "screentest_ui.panel_server", f"--address={address}", "--port=0"]
+    with subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as panel:
+        assert panel.stdout is not None
+        assert panel.stderr is not None
+        said = next((line for line in panel.stdout if line.strip()), "")
+        if said:
+            panel.terminate()
+            return 0, said
+        return panel.wait(30), panel.stderr.read()
+
+
+def test_panel_does_not_start_beyond_loopback_where_nobody_has_to_log_in(tmp_path: Path) -> None:
+    status, said = started("0.0.0.0", tmp_path)
+    assert status == 2
+    assert "nobody would have to log in" in said
+    assert "docs/operations.md" in said
+    status, said = started("0.0.0.0", tmp_path, LOGIN)
+    assert status == 2
+    assert "Name the people" in said
+    status, said = started("0.0.0.0", tmp_path, LOGIN + PEOPLE)
+    assert (status, "view your Streamlit app" in said) == (0, True)

@@ -43,7 +43,7 @@ def problem(door: Door) -> str:
         return (
             f"The panel is bound to {door.address}, beyond this machine, and nobody would have to log in. Bind it to "
             "127.0.0.1 and come by ssh (`ssh -L 8501:127.0.0.1:8501 host`), or set up OIDC: an `[auth]` section with "
-            f"{', '.join(missing)} in `.streamlit/secrets.toml`."
+            f"{', '.join(missing)} in `.streamlit/secrets.toml` (docs/operations.md)."
         )
     if not door.people:
         return (
@@ -64,11 +64,12 @@ def is_allowed(email: object, is_verified: object, people: Sequence[str]) -> boo
     return bool(name and at) and (f"{name}@{domain}" in wanted or f"@{domain}" in wanted)
 
 
-def door() -> Door:
+def door(address: str = "") -> Door:
+    """``address``: where the panel is about to listen; "" = ask the server that runs."""
     oidc = _section("auth")
     allowed = _section("people").get("allowed", ())
     return Door(
-        address=os.environ.get(BIND) or str(st.get_option("server.address") or "0.0.0.0"),
+        address=os.environ.get(BIND) or address or str(st.get_option("server.address") or "0.0.0.0"),
         oidc=oidc,
         people=tuple(allowed) if isinstance(allowed, list | tuple) else (),
         can_log_in=importlib.util.find_spec("authlib") is not None,

@@ -251,31 +251,21 @@ class _Builder:
         return self._service(worker_name(lane.id), env, command="screentest-worker")
 
     def panel(self) -> Program:
-        page = Path(__file__).with_name("panel.py")
-        options = {
-            "server.address": LOOPBACK,
-            "server.port": self._ports["panel"],
-            "server.headless": "true",
-            "server.fileWatcherType": "none",
-            "server.maxUploadSize": 20,
-            "browser.gatherUsageStats": "false",
-        }
         return Program(
             name="panel",
             argv=(
                 sys.executable,
                 "-m",
-                "streamlit",
-                "run",
-                str(page),
-                *(f"--{name}={value}" for name, value in options.items()),
+                "screentest_ui.panel_server",
+                f"--address={LOOPBACK}",
+                f"--port={self._ports['panel']}",
             ),
             log_path=self._home.log_file("panel"),
             env={
                 **client_settings(self._home, self._ports),
                 "SCREENTEST_MODELS_DIR": str(self._wanted.weights_dir),
             },
-            cwd=page.parent,
+            cwd=Path(__file__).parent,
         )
 
     def _service(self, name: str, env: Mapping[str, str], *, command: str = "") -> Program:
