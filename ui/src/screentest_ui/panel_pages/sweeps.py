@@ -171,8 +171,9 @@ def show_progress(sweep_id: str) -> None:
             column_config={"Finding": st.column_config.TextColumn(width="large")},
             alt="The model table of this sweep",
         )
-        for note in notes(jobs):
-            st.caption(plain(note))
+        footnotes = notes(jobs)
+        if footnotes:
+            st.caption("  \n".join(map(plain, footnotes)))  # one paragraph: a phone has few lines
 
 
 def show_actions(sweep: Sweep, jobs: Sequence[Job]) -> None:
