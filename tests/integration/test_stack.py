@@ -186,10 +186,12 @@ def test_watching_survives_a_restart_of_the_scheduler(stack: Stack) -> None:
         stderr=subprocess.STDOUT,
         text=True,
     )
-    time.sleep(2)
+    assert watcher.stdout is not None
+    first = watcher.stdout.readline()  # it watches
     os.kill(stack.pid("scheduler"), signal.SIGKILL)
     stack.up()
-    out, _ = watcher.communicate(timeout=60)
+    rest, _ = watcher.communicate(timeout=60)
+    out = first + rest
     assert watcher.returncode == 0, out
     assert out.count(": completed") == 3
     assert "still trying" in out

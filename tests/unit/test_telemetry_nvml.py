@@ -267,3 +267,19 @@ async def test_a_hung_driver_fails_this_call_in_time_and_the_next_at_once() -> N
     await asyncio.sleep(0.4)
     assert await thread.call(lambda: 1, timeout_s=1) == 1
     thread.close()
+
+
+async def test_cancellation_that_comes_with_the_answer_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a loop that reads the driver goes on after SIGTERM, until the hard exit."""
+    loop = asyncio.get_running_loop()
+    answer: asyncio.Future[int] = loop.create_future()
+    monkeypatch.setattr(loop, "run_in_executor", lambda _executor, _function: answer)
+    thread = DriverThread()
+    reading = asyncio.create_task(thread.call(lambda: 1, timeout_s=5))
+    await asyncio.sleep(0)
+    answer.set_result(1)
+    await asyncio.sleep(0)
+    reading.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+    thread.close()

@@ -445,7 +445,9 @@ class DriverThread:
             raise DriverError("an earlier NVML call still hangs; the driver may need a reboot")
         future = asyncio.get_running_loop().run_in_executor(self._executor, function)
         try:
-            return await asyncio.wait_for(asyncio.shield(future), timeout_s)
+            # Not wait_for: before Python 3.12 it swallows a cancellation that comes together with the answer.
+            async with asyncio.timeout(timeout_s):
+                return await asyncio.shield(future)
         except TimeoutError as error:
             self._hung = future
             future.add_done_callback(_noted)
