@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import uuid
 from collections.abc import AsyncIterator, Iterator
@@ -16,12 +17,27 @@ from screentest.kit.store import Store
 from screentest.records import Process
 from screentest_ui import ports, programs, servers
 
+PORTS_OF_ALL_WORKERS = range(10000, ports.FIRST)
+MOST_WORKERS = 16
+
 FOLDERS = ("contract", "unit", "judging", "integration", "faults", "e2e", "engine")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "engine: builds and runs the containers on a Docker Engine; runs last")
     config.addinivalue_line("markers", "fault: named in tests/faults/README.md; `make faults` runs these")
+    own = _ports_of(os.environ.get("PYTEST_XDIST_WORKER", "gw0"))
+    ports.FIRST, ports.LAST = own.start, own.stop
+
+
+def _ports_of(worker: str) -> range:
+    """Each xdist worker chooses from a slice of its own: the same free port must not be found twice before it is used.
+
+    All slices lie below what commands choose from, which tests start as processes of their own.
+    """
+    width = len(PORTS_OF_ALL_WORKERS) // MOST_WORKERS
+    first = PORTS_OF_ALL_WORKERS.start + width * (int(worker.removeprefix("gw")) % MOST_WORKERS)
+    return range(first, first + width)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
