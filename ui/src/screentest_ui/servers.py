@@ -8,8 +8,10 @@ import os
 import secrets
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from screentest.errors import Unavailable
@@ -53,9 +55,7 @@ class Server:
     program: Program
     port: int
     url: str
-
-    def is_ready(self) -> bool:
-        return _nats_greets(self.port) if self.url.startswith("nats:") else _s3_answers(self.port)
+    is_ready: Callable[[], bool]
 
 
 def configure_nats(state_dir: Path, port: int, *, authorization: str = "", log_path: Path | None = None) -> Server:
@@ -67,7 +67,9 @@ def configure_nats(state_dir: Path, port: int, *, authorization: str = "", log_p
         argv=(binary("nats-server"), "--config", str(config)),
         log_path=log_path or state_dir / "nats.log",
     )
-    return Server(program=program, port=port, url=f"nats://{ports.LOOPBACK}:{port}")
+    return Server(
+        program=program, port=port, url=f"nats://{ports.LOOPBACK}:{port}", is_ready=partial(_nats_greets, port)
+    )
 
 
 def nats_conf(store_dir: Path, port: int, authorization: str) -> str:
@@ -102,8 +104,13 @@ def configure_depot(
         env={"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "S3_BUCKET": "", "HOME": str(state_dir)},
         cwd=state_dir,
     )
-    port = depot_ports["s3"]
-    return Server(program=program, port=port, url=f"http://{ports.LOOPBACK}:{port}")
+    port, master = depot_ports["s3"], depot_ports["master"]
+    return Server(
+        program=program,
+        port=port,
+        url=f"http://{ports.LOOPBACK}:{port}",
+        is_ready=lambda: _s3_answers(port) and _knows_a_volume_server(master),
+    )
 
 
 def depot_options(state_dir: Path, data: Path, depot_ports: Mapping[str, int]) -> str:
@@ -175,6 +182,16 @@ def _nats_greets(port: int) -> bool:
             return connection.recv(4) == b"INFO"
     except OSError:
         return False
+
+
+def _knows_a_volume_server(master_port: int) -> bool:
+    """The gateway answers before the volume server has announced itself; until then every object is a 500."""
+    try:
+        with urllib.request.urlopen(f"http://{ports.LOOPBACK}:{master_port}/dir/status", timeout=2) as answer:
+            centers = json.load(answer)["Topology"].get("DataCenters") or ()
+    except OSError:
+        return False
+    return any(rack.get("DataNodes") for center in centers for rack in center.get("Racks") or ())
 
 
 def _s3_answers(port: int) -> bool:
