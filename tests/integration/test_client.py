@@ -12,7 +12,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from screentest.client import Client
+from screentest.client import Client, nobody_answers
 from screentest.errors import AlreadyExists, BadRequest, NotFound, Unauthenticated, Unavailable
 from screentest.records import ArtifactKind, Stamp, SweepSpec, Weights
 from screentest.v1 import scheduler_pb2, scheduler_pb2_grpc
@@ -102,6 +102,14 @@ def test_nobody_there_says_how_to_start_it() -> None:
         pytest.raises(Unavailable, match=rf"{address}; start it with `screentest up`"),
     ):
         client.list_lanes()
+
+
+@pytest.mark.parametrize("address", ["gpu-host.lan:50051", "192.0.2.7:50051"])
+def test_nobody_at_another_machine_is_not_started_from_here(address: str) -> None:
+    said = nobody_answers(address)
+    assert address in said
+    assert "SCREENTEST_GRPC_ADDRESS" in said
+    assert "screentest up" not in said
 
 
 def test_watch_goes_on_behind_its_cursor_after_an_interruption(servicer: Servicer, address: str) -> None:

@@ -518,8 +518,18 @@ class Client:
                     f"the scheduler at {self.address} does not prove who it is; use the CA file and a name that "
                     "`make certs` wrote there (SCREENTEST_GRPC_CA_FILE)"
                 )
-            return Unavailable(f"no scheduler answers at {self.address}; start it with `screentest up`")
+            return Unavailable(nobody_answers(self.address))
         return from_grpc_code(code.name, details or code.name, _violations(error))
+
+
+def nobody_answers(address: str) -> str:
+    """What a person can do about it: `screentest up` starts a scheduler on this machine, and on no other."""
+    if is_loopback(address):
+        return f"no scheduler answers at {address}; start it with `screentest up`"
+    return (
+        f"no scheduler answers at {address}; check on that machine that it runs and listens beyond loopback, and from "
+        "here that the name (SCREENTEST_GRPC_ADDRESS) is right and no firewall holds the port"
+    )
 
 
 def _violations(error: grpc.RpcError) -> tuple[FieldViolation, ...]:

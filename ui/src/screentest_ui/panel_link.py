@@ -13,7 +13,7 @@ from typing import NoReturn, TypeVar, cast
 import streamlit as st
 from streamlit.errors import StreamlitAPIException
 
-from screentest.client import Client
+from screentest.client import Client, nobody_answers
 from screentest.errors import BadRequest, ScreentestError, Unauthenticated, Unavailable
 from screentest.kit.config import read_secret
 from screentest_ui.home import client_environment, default_home
@@ -49,7 +49,7 @@ def place() -> Place:
 def scheduler() -> Client:
     """The client all sessions share. Unavailable at once while the banner finds the scheduler away."""
     if not st.session_state.get(_REACHABLE, True):
-        raise Unavailable(f"no scheduler answers at {place().address}; start it with `screentest up`")
+        raise Unavailable(nobody_answers(place().address))
     return _connected()
 
 
@@ -139,7 +139,7 @@ def _trouble() -> str | None:
         )
     except Unavailable as error:
         return (
-            f"The scheduler is not reachable at {address} ({plain(str(error))}). Run `screentest up`. "
+            f"The scheduler is not reachable: {plain(str(error))}. "
             "Nothing is lost: running sweeps go on, and this page comes back by itself."
         )
     except ScreentestError as error:
