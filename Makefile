@@ -141,6 +141,8 @@ clean: ## Remove what was installed and built; state, weights and reports stay.
 
 .venvs/%/.installed: services/gpu-worker/envs/%/requirements.txt
 	@test -n "$(PYTHON)" || { echo "no Python 3.11 or newer found; install one, or say make PYTHON=/path/to/python"; exit 1; }
+	@echo "fetching the model environment $* with pip into .venvs/$*: $$(grep -c '==' $<) packages$$(grep -q '^torch==' $< && \
+		echo ', torch among them (with CUDA some 3 GB; the README says how to take the CPU one)')"
 	test -x .venvs/$*/bin/python || $(PYTHON) -m venv .venvs/$*
 	.venvs/$*/bin/python -m pip install --quiet --disable-pip-version-check -r $<
 	touch $@
