@@ -47,6 +47,12 @@ def test_duration_is_short_and_never_invented(seconds: float | None, words: str)
     assert panel_text.duration(seconds) == words
 
 
+def test_a_column_is_as_wide_as_its_longest_text() -> None:
+    widths = [panel_text.column_px(texts) for texts in ([], ["stub"], ["stub", "skyreels-v2-df-14b-540p"])]
+    assert widths == sorted(set(widths))
+    assert widths[-1] > 6.2 * len("skyreels-v2-df-14b-540p")
+
+
 # ---- the form
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 
 from screentest.records import Sweep, Weights
 
 UNKNOWN = "unknown"
 LOG_LINES = 200
+# Of the table's font, read off a picture: "SkyReels V2 DF 14B 540P" takes 6.2 px a character.
+CHARACTER_PX = 6.8
+CELL_PADDING_PX = 20
 RANDOM_WEIGHTS = "random weights"
 RANDOM_WEIGHTS_HELP = (
     "The weights are random: this sweep shows what runs, how long it takes and what it needs, "
@@ -95,6 +99,11 @@ def tally(sweep: Sweep) -> str:
     counts = sweep.counts
     words = ("running", "queued", "completed", "failed", "refused", "cancelled")
     return ", ".join(f"{getattr(counts, word)} {word}" for word in words if getattr(counts, word)) or "no jobs"
+
+
+def column_px(texts: Iterable[str]) -> int:
+    """How wide a table's column must be, in px, to show each of these texts whole."""
+    return CELL_PADDING_PX + math.ceil(CHARACTER_PX * max(map(len, texts), default=0))
 
 
 def weights_words(weights: Weights) -> str:

@@ -14,7 +14,7 @@ from screentest.measured import load_measured
 from screentest.records import LaneView, Task
 from screentest_ui import catalogue, panel_budget, panel_link, services
 from screentest_ui.panel_doctor import Doctor, doctor
-from screentest_ui.panel_text import UNKNOWN, counted, plain
+from screentest_ui.panel_text import UNKNOWN, column_px, counted, plain
 from screentest_ui.weights_folder import Folder, State
 
 EVERY_S = 5.0
@@ -99,8 +99,10 @@ def show_lanes(views: Sequence[LaneView]) -> None:
         height="content",
         placeholder=UNKNOWN,
         column_config={
+            "Lane": st.column_config.TextColumn(width=column_px(lane.lane_id for lane in rows)),
+            "Model": st.column_config.TextColumn(width=column_px(lane.lane_title for lane in rows)),
             "Billion parameters": st.column_config.NumberColumn(format="%.1f"),
-            "Doctor": st.column_config.TextColumn(width="medium"),
+            "Doctor": st.column_config.TextColumn(width="medium" if seen.verdicts else None),
         },
         alt="The lanes with task, worker, weights, card, licence and the doctor's verdict",
     )
