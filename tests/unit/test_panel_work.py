@@ -246,6 +246,17 @@ def test_spans_are_the_attempts_as_they_ran() -> None:
     assert len(within(batches, found[0].started_at, stamp(10).at)) == 9
 
 
+def test_a_long_title_never_takes_the_seed_of_a_cell() -> None:
+    ran = job("a", JobState.COMPLETED, lane_title="SkyReels " * 20)
+    (alone,) = spans([ran], stamp(20).at)
+    assert alone.job.endswith(" …, seed 42")
+    other = replace(ran, spec=replace(ran.spec, job_id="b", prompt_index=1))
+    assert {span.job for span in spans([ran, other], stamp(20).at)} == {
+        f"{alone.job}, prompt 1",
+        f"{alone.job}, prompt 2",
+    }
+
+
 def test_a_sweeps_end_is_known_only_when_every_job_is() -> None:
     one = replace(job("one", JobState.QUEUED), expected_wait_s=60.0, expected_run_s=300.0)
     assert left_words([one, job("done", JobState.COMPLETED)]) == "about 6 min 0 s left"

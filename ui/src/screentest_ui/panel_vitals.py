@@ -10,8 +10,10 @@ from itertools import groupby, pairwise
 
 from screentest.folding import status
 from screentest.records import GpuSample, HostSample, Job, JobState, VitalsBatch
+from screentest_ui.panel_text import shortened
 
 GIB = 2**30
+MOST_TITLE = 28  # characters of a lane's title beside its bars: the seed behind it must stay readable
 GAP_S = 5.0  # telemetry publishes each second: a longer silence is a gap in the curve, not a line across it
 
 
@@ -67,19 +69,27 @@ class Span:
 
 def spans(jobs: Iterable[Job], now: datetime) -> tuple[Span, ...]:
     """Every started attempt, in the order in which they began."""
+    listed = tuple(jobs)
+    with_prompt = len({job.spec.prompt_index for job in listed}) > 1
     found = [
         Span(
-            job=f"{job.spec.lane_title}, seed {job.spec.seed}",
+            job=_cell_words(job, with_prompt=with_prompt),
             attempt=attempt.attempt,
             status=status(job.state) if attempt is job.attempts[-1] else "tried again",
             started_at=attempt.started.at,
             ended_at=attempt.ended.at if attempt.ended is not None else now,
         )
-        for job in jobs
+        for job in listed
         for attempt in job.attempts
         if attempt.started is not None and (attempt.ended is not None or job.state is JobState.RUNNING)
     ]
     return tuple(sorted(found, key=lambda span: span.started_at))
+
+
+def _cell_words(job: Job, *, with_prompt: bool) -> str:
+    """``Wan 2.1 T2V 1.3B, seed 42``; only the title gives way where it is long. Cells that differ read differently."""
+    prompt = f", prompt {job.spec.prompt_index + 1}" if with_prompt else ""
+    return f"{shortened(job.spec.lane_title, MOST_TITLE)}, seed {job.spec.seed}{prompt}"
 
 
 def within(batches: Iterable[VitalsBatch], from_at: datetime, to_at: datetime) -> tuple[VitalsBatch, ...]:

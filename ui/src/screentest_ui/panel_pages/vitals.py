@@ -120,7 +120,7 @@ def span_chart(found: Sequence[Span], domain: Domain) -> altair.Chart:
         .encode(
             x=time_axis("from", domain),
             x2="to:T",
-            y=altair.Y("job:N", title=None, sort=None, axis=altair.Axis(labelLimit=160)),
+            y=altair.Y("job:N", title=None, sort=None, axis=altair.Axis(labelLimit=0)),  # spans() keeps them short
             color=altair.Color(
                 "status:N",
                 title=None,
