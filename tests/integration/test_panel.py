@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from streamlit.testing.v1 import AppTest
 import screentest_ui
 from screentest.errors import Unavailable
 from screentest.records import Estimate, JobState, SkippedLane, Task
-from screentest_ui import panel_access, panel_link, ports
+from screentest_ui import panel_access, panel_link, ports, services, sweepfile
 from tests.integration.panel_scheduler import (
     HOSTILE,
     World,
@@ -258,6 +259,33 @@ def test_all_chooses_the_lanes_of_a_task_that_have_a_worker(world: World) -> Non
     assert chosen == {"stub": True, "later": False, "stub-i2v": False}
     app.button(key="none-t2v").click().run()
     assert not app.checkbox(key="lane-stub").value
+
+
+def test_lanes_without_a_worker_stand_apart_and_idle_stubs_are_not_offered(world: World) -> None:
+    world.lanes += [lane("later", "Later", alive=False), lane("disc", "Disc", alive=False, env="stub")]
+    app = opened("submit")
+    assert [box.key for box in app.checkbox] == ["lane-stub", "lane-later", "lane-stub-i2v"]
+    assert "1 lane without a worker.** Their jobs wait until one starts" in words(app)
+    assert "screentest up --lanes later" in words(app)
+    world.lanes[0] = lane("stub", "Stub", alive=False, env="stub")
+    world.lanes[-1] = lane("disc", "Disc", env="stub")
+    assert [box.key for box in healthy(app.run()).checkbox] == ["lane-disc", "lane-later", "lane-stub-i2v"]
+
+
+def test_the_demos_scene_fills_the_form_ready_to_send(world: World) -> None:
+    world.lanes += [lane("wan2-1-t2v-1-3b"), lane("mochi-1-preview", alive=False)]
+    app = opened("submit")
+    healthy(app.button(key="demo").click().run())
+    assert app.checkbox(key="lane-wan2-1-t2v-1-3b").value
+    assert not app.checkbox(key="lane-mochi-1-preview").value
+    assert "demo" not in {button.key for button in app.button}  # never over what is written
+    healthy(app.button(key="submit").click().run())
+    (spec,) = world.submitted.values()
+    demo = sweepfile.load(services.installation(os.environ).demo_sweep)
+    assert (spec.title, spec.prompts, spec.requested) == (demo.title, demo.prompts, demo.requested)
+    assert spec.lane_ids == ("wan2-1-t2v-1-3b",)
+    assert spec.keyframe is not None
+    assert [asked.approved is not None for asked in world.rubrics] == [True]
 
 
 # ---- queue

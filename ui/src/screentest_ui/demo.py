@@ -40,9 +40,7 @@ def run(home: Home) -> int:
     _require_cpu(home, was_up)
     try:
         place = services.installation(os.environ)
-        asked = sweepfile.load(place.lanes_dir.parent / "sweeps" / "architects-stillness.toml").with_options(
-            weights=Weights.MINIATURE
-        )
+        asked = sweepfile.load(place.demo_sweep).with_options(weights=Weights.MINIATURE)
         wanted = services.Wanted(
             device=DEVICE,
             lanes=services.choose_lanes(place, asked.lane_ids, with_stub=False),

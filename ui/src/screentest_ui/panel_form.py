@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from screentest.errors import BadRequest, FieldViolation
 from screentest.records import Keyframe, LaneVerdict, LaneView, Requested, RubricRef, SweepSpec, Verdict, Weights
 from screentest.wire import encode
+from screentest_ui.sweepfile import SweepFile
 
 MAX_SEED = 2**63 - 1  # JobSpec.seed is an int64
 _BLANK_LINE = re.compile(r"\n[ \t]*\n")
@@ -99,6 +100,27 @@ def request_id(nonce: str, sweep: SweepSpec) -> str:
     is another one; and the ``nonce``, new after each accepted submit, lets a person submit the same sweep again.
     """
     return f"panel-{nonce}-{content_of(sweep)}"
+
+
+def values(asked: SweepFile, live_lane_ids: Collection[str]) -> dict[str, object]:
+    """A sweep file as the form's fields, by their names; of its lanes those that can start now.
+
+    Its weights are left out: which ones can run is this machine's matter.
+    """
+    requested = asked.requested
+    return {
+        "title": asked.title,
+        "prompts": "\n\n".join(asked.prompts),
+        "seeds": ", ".join(map(str, asked.seeds)),
+        "negative_prompt": requested.negative_prompt or "",
+        "width_px": requested.width_px,
+        "height_px": requested.height_px,
+        "num_frames": requested.num_frames,
+        "steps": requested.steps,
+        "guidance": requested.guidance_scale,
+        "fps": requested.fps,
+        **{f"lane-{lane_id}": lane_id in live_lane_ids for lane_id in asked.lane_ids},
+    }
 
 
 def job_count(draft: Draft, verdicts: Mapping[str, LaneVerdict]) -> int:

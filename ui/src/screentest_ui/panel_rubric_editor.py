@@ -153,6 +153,14 @@ def show_approval(prompt: str, now: Rubric) -> None:
         panel_link.redraw()
 
 
+def take(prompt: str, written: Rubric) -> None:
+    """A rubric that lies in a file, in place of the draft: with its approval, if it has one."""
+    sha256 = prompt_sha256(prompt)
+    kept: dict[str, Desk] = st.session_state.get(KEPT, {})
+    filling = kept[sha256].filling + 1 if sha256 in kept else 0
+    put(sha256, Desk(base=written, now=written, filling=filling))
+
+
 def put(sha256: str, desk: Desk) -> None:
     st.session_state.setdefault(KEPT, {})[sha256] = desk
 

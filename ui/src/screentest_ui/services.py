@@ -49,6 +49,11 @@ class Installation:
     judges_dir: Path
     envs_dir: Path
 
+    @property
+    def demo_sweep(self) -> Path:
+        """The sweep file of `make demo`; its keyframe and rubric are named from its folder."""
+        return self.lanes_dir.parent / "sweeps" / "architects-stillness.toml"
+
     def env_python(self, env: str) -> Path:
         return self.envs_dir / env / "bin" / "python"
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import streamlit as st
 
+from screentest import rubric
 from screentest.errors import ScreentestError
 from screentest.records import Keyframe, LaneVerdict, LaneView, Requested, SweepSpec, Task, Verdict, Weights
-from screentest_ui import panel_budget, panel_drafts, panel_form, panel_link, panel_rubric_editor
+from screentest_ui import panel_budget, panel_drafts, panel_form, panel_link, panel_rubric_editor, services, sweepfile
 from screentest_ui.outlook import COLUMNS, Outlook, outlook
 from screentest_ui.panel_form import Draft
 from screentest_ui.panel_keyframe import crops, preview
@@ -70,6 +73,37 @@ def ask_scene() -> tuple[str, str]:
     return title, prompts_text
 
 
+# ---- the demo's scene
+
+
+def offer_demo() -> None:
+    """One click from an empty form to a sweep that can be sent; never over what a person has written."""
+    file = services.installation(os.environ).demo_sweep
+    if any(st.session_state.get(name) for name in ("title", "prompts")) or not file.exists():
+        return
+    st.button(
+        "Fill in the demo's scene",
+        key="demo",
+        icon=":material/auto_fix_high:",
+        on_click=fill_in_demo,
+        args=(file,),
+        help="The Architect's Stillness as `make demo` sends it: prompt, keyframe, rubric and lanes with a worker.",
+    )
+
+
+def fill_in_demo(file: Path) -> None:
+    """Before the widgets are drawn: Streamlit takes their values from the session then, and only then."""
+    with panel_link.errors_told():
+        asked = sweepfile.load(file)
+        live = [lane.lane_id for lane in panel_link.scheduler().list_lanes() if lane.worker_alive]
+        if asked.keyframe is not None:
+            content = asked.keyframe.read_bytes()
+            st.session_state["kept_keyframe"] = (keyframe_of(content, asked.keyframe.name), content)
+        for prompt, path in zip(asked.prompts, asked.rubrics, strict=False):
+            panel_rubric_editor.take(prompt, rubric.from_json(path.read_text(encoding="utf-8"), path.name))
+        st.session_state.update(panel_form.values(asked, live))
+
+
 # ---- the keyframe
 
 
@@ -110,13 +144,19 @@ def forget_keyframe() -> None:
 
 
 def uploaded(content: bytes, file_name: str) -> Keyframe | None:
+    """The keyframe of these bytes in the depot; None where it is not accepted, and the page says why."""
+    with panel_link.errors_shown():
+        return keyframe_of(content, file_name)
+    return None
+
+
+def keyframe_of(content: bytes, file_name: str) -> Keyframe:
     """The keyframe of these bytes in the depot; each picture crosses once per session."""
     done: dict[str, Keyframe] = st.session_state.setdefault("uploaded_keyframes", {})
     digest = hashlib.sha256(content).hexdigest()
     if digest not in done:
-        with panel_link.errors_shown():
-            done[digest] = panel_link.scheduler().upload_keyframe(content, file_name=file_name)
-    return done.get(digest)
+        done[digest] = panel_link.scheduler().upload_keyframe(content, file_name=file_name)
+    return done[digest]
 
 
 def show_crops(keyframe: tuple[Keyframe, bytes] | None, verdicts: Mapping[str, LaneVerdict]) -> None:
@@ -136,10 +176,10 @@ def show_crops(keyframe: tuple[Keyframe, bytes] | None, verdicts: Mapping[str, L
 
 
 def lane_label(lane: LaneView) -> str:
-    worker = ":green-badge[worker alive]" if lane.worker_alive else ":orange-badge[no worker]"
+    warm = ":green-badge[warm]" if lane.worker_alive and lane.runner_warm else ""
     licence = f":gray-badge[{plain(licence_words(lane.licence))}]"
     gated = ":violet-badge[gated]" if lane.gated else ""
-    return f"**{plain(lane.lane_title)}** {worker} {licence} {gated}".strip()
+    return " ".join(filter(None, (f"**{plain(lane.lane_title)}**", warm, licence, gated)))
 
 
 def licence_words(licence: str) -> str:
@@ -150,17 +190,41 @@ def ask_lanes(lanes: Sequence[LaneView]) -> tuple[tuple[str, ...], dict[str, obj
     """The chosen lanes, and under each of them an empty place for its verdict."""
     chosen: list[str] = []
     places: dict[str, object] = {}
-    by_task = {task: [lane for lane in lanes if lane.task is task] for task in _TASKS}
+    by_task = {task: [lane for lane in lanes if lane.task is task and is_offered(lane)] for task in _TASKS}
     offered = {task: group for task, group in by_task.items() if group}
     for column, (task, group) in zip(st.columns(max(len(offered), 1)), offered.items(), strict=False):
         with column:
             st.markdown(f"**{_TASKS[task]}**")
+            live = [lane for lane in group if lane.worker_alive]
             choose_all(task, group)
-            for lane in group:
-                if st.checkbox(lane_label(lane), key=f"lane-{lane.lane_id}", wrap=True):
-                    chosen.append(lane.lane_id)
-                places[lane.lane_id] = st.empty()
-    return tuple(chosen), places
+            chosen += ask_each(live, places)
+            idle = [lane for lane in group if not lane.worker_alive]
+            if idle:
+                show_why_idle(idle)
+                chosen += ask_each(idle, places)
+    # In the order of the catalogue, wherever a lane stands now: a worker that comes or goes changes no request.
+    return tuple(lane.lane_id for lane in lanes if lane.lane_id in chosen), places
+
+
+def is_offered(lane: LaneView) -> bool:
+    """A stub lane is for tests: it stands here where somebody started it, or chose it while it was there."""
+    return lane.worker_alive or lane.env != services.STUB_ENV or bool(st.session_state.get(f"lane-{lane.lane_id}"))
+
+
+def ask_each(lanes: Sequence[LaneView], places: dict[str, object]) -> list[str]:
+    chosen = []
+    for lane in lanes:
+        if st.checkbox(lane_label(lane), key=f"lane-{lane.lane_id}", wrap=True):
+            chosen.append(lane.lane_id)
+        places[lane.lane_id] = st.empty()
+    return chosen
+
+
+def show_why_idle(lanes: Sequence[LaneView]) -> None:
+    st.caption(
+        f":material/hourglass: **{counted(len(lanes), 'lane')} without a worker.** Their jobs wait until one starts, "
+        f"for example `screentest up --lanes {lanes[0].lane_id}` where the stack runs."
+    )
 
 
 def choose_all(task: Task, group: Sequence[LaneView]) -> None:
@@ -168,7 +232,14 @@ def choose_all(task: Task, group: Sequence[LaneView]) -> None:
     keys = [f"lane-{lane.lane_id}" for lane in group]
     live = [f"lane-{lane.lane_id}" for lane in group if lane.worker_alive]
     with st.container(horizontal=True):
-        st.button("All with a worker", key=f"all-{task}", on_click=set_lanes, args=(live, True), type="tertiary")
+        st.button(
+            "All with a worker",
+            key=f"all-{task}",
+            on_click=set_lanes,
+            args=(live, True),
+            type="tertiary",
+            disabled=not live,
+        )
         st.button("None", key=f"none-{task}", on_click=set_lanes, args=(keys, False), type="tertiary")
 
 
@@ -383,6 +454,7 @@ def send(spec: SweepSpec) -> None:
 def show() -> None:
     panel_drafts.restore()
     st.title("Submit a sweep")
+    offer_demo()
     lanes = known_lanes()
     judges = panel_budget.judges(lanes)
     left, right = st.columns([3, 2], gap="large")
