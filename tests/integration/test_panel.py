@@ -28,6 +28,7 @@ from tests.integration.panel_scheduler import (
     progress,
     proof,
     serve,
+    stamp,
     sweep_spec,
     vitals,
 )
@@ -321,6 +322,26 @@ def test_an_action_that_fails_says_why_and_stays_on_the_screen(world: World) -> 
     app.button(key="cancel-now").click().run()
     (toast,) = healthy(app).toast
     assert "job now cannot be cancelled any more" in toast.value.replace("\\", "")
+
+
+def test_an_idle_queue_leads_to_a_submit_and_to_what_has_just_ended(world: World) -> None:
+    later = job("later", JobState.COMPLETED, ordinal=1, lane_title=HOSTILE, ended=stamp(30))
+    world.add(job("good", JobState.COMPLETED), later, job("bad", JobState.FAILED, ordinal=2), settled=True)
+    world.artifacts["night-tram/posters/later.jpg"] = "http://127.0.0.1:1/poster.jpg"
+    app = opened("queue")
+    assert [link.proto.label for link in app.get("page_link")] == ["Submit a sweep", "Night tram", "Night tram"]
+    said = words(app)
+    assert said.index(HOSTILE) < said.index("Lane 0")  # the newest first
+    assert "Its poster comes with the next revision" in said  # of the one without
+    assert len(app.get("image")) == 1
+
+
+def test_a_queue_with_work_asks_for_no_submit(world: World) -> None:
+    world.add(job("next", JobState.ADMITTED))
+    app = opened("queue")
+    assert "No job runs." in words(app)
+    assert "Submit a sweep" not in [link.proto.label for link in app.get("page_link")]
+    assert "Latest clips" not in words(app)
 
 
 # ---- sweeps

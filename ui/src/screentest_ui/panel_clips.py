@@ -95,5 +95,9 @@ def sheet_of(sweep_id: str, job_id: str) -> Wanted:
     return Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=f"sheets/{job_id}.jpg")
 
 
+def poster_of(sweep_id: str, job_id: str) -> Wanted:
+    return Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=f"posters/{job_id}.jpg")
+
+
 def log_of(job_id: str) -> Wanted:
     return Wanted(kind=ArtifactKind.LOG, job_id=job_id)

@@ -19,10 +19,21 @@ JOBS_KEPT_S_EACH = 0.01
 _TRAIL = {"done": ":gray[{}]", "now": "**{}**", "ahead": ":gray[{}]"}
 
 
+def sweeps() -> tuple[Sweep, ...]:
+    """The newest sweeps, newest first, at most a few seconds old."""
+    return panel_link.kept("sweeps", SWEEPS_KEPT_S, lambda: panel_link.scheduler().list_sweeps())
+
+
 def open_sweeps() -> list[Sweep]:
     """The sweeps in which something is still to do, also judgements alone."""
-    sweeps = panel_link.kept("sweeps", SWEEPS_KEPT_S, lambda: panel_link.scheduler().list_sweeps())
-    return [sweep for sweep in sweeps if not sweep.over or is_judged_now(sweep)]
+    return [sweep for sweep in sweeps() if not sweep.over or is_judged_now(sweep)]
+
+
+def sweeps_with_clips() -> list[Sweep]:
+    """Where a clip may have ended lately: the open sweeps that have one, and the newest that is over."""
+    with_clips = [sweep for sweep in sweeps() if sweep.counts.completed and not sweep.archived]
+    over = [sweep for sweep in with_clips if sweep.over]
+    return [sweep for sweep in with_clips if not sweep.over] + over[:1]
 
 
 def is_judged_now(sweep: Sweep) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from screentest.records import DeviceView, Job, JobState, LaneView, Progress
 from screentest_ui.panel_text import duration, shortened
@@ -73,6 +74,35 @@ class DeviceCard:
     state: str
     detail: str
     proof: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EndedClip:
+    """The clip of a job that completed lately."""
+
+    job_id: str
+    sweep_id: str
+    lane_title: str
+    seed: int
+    ended_at: datetime
+    random_weights: bool
+
+
+def just_ended(jobs: Iterable[Job], most: int) -> tuple[EndedClip, ...]:
+    """The clips that were finished last, the newest first."""
+    found = [
+        EndedClip(
+            job_id=job.spec.job_id,
+            sweep_id=job.spec.sweep_id,
+            lane_title=job.spec.lane_title,
+            seed=job.spec.seed,
+            ended_at=job.ended.at,
+            random_weights=job.spec.weights.is_random,
+        )
+        for job in jobs
+        if job.clip is not None and job.ended is not None
+    ]
+    return tuple(sorted(found, key=lambda clip: clip.ended_at, reverse=True)[:most])
 
 
 def at_work(jobs: Iterable[Job]) -> tuple[JobCard, ...]:

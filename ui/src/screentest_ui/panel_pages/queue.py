@@ -10,6 +10,8 @@ import streamlit as st
 
 from screentest.records import DeviceView, Job, Sweep
 from screentest_ui import panel_link
+from screentest_ui.panel_artifacts import Link, links
+from screentest_ui.panel_clips import poster_of
 from screentest_ui.panel_jobs import (
     cancel_job,
     jobs_of,
@@ -18,21 +20,26 @@ from screentest_ui.panel_jobs import (
     open_sweeps,
     retry_jobs,
     show_job,
+    sweeps_with_clips,
     waits_for_judges,
 )
 from screentest_ui.panel_queue import (
     DeviceCard,
+    EndedClip,
     WaitingJob,
     at_work,
     device_card,
+    just_ended,
     left_words,
     reasons,
     waiting,
 )
 from screentest_ui.panel_sweep import retryable
-from screentest_ui.panel_text import counted, plain, tally
+from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, counted, moment, plain, shortened, tally
 
 EVERY_S = 1.0
+ENDED_EVERY_S = 5.0
+MOST_ENDED = 4  # one row
 MOST_WAITING = 50  # lines shown; the reasons above them count all
 _COLOURS: dict[str, Literal["gray", "blue", "red"]] = {"idle": "gray", "busy": "blue", "drained": "red"}
 
@@ -73,6 +80,45 @@ def show_waiting(jobs: tuple[WaitingJob, ...]) -> None:
                 cancel_job(job.job_id)
     if len(jobs) > MOST_WAITING:
         st.caption(f"and {len(jobs) - MOST_WAITING} more.")
+
+
+def show_idle(*, is_anything_open: bool) -> None:
+    st.caption("No job runs.")
+    if not is_anything_open:
+        st.page_link("panel_pages/submit.py", label="Submit a sweep", icon=":material/send:")
+
+
+@st.fragment(run_every=ENDED_EVERY_S)
+def show_latest() -> None:
+    """Apart from what is live: the depot may be slow, and the progress above must not wait for it."""
+    with panel_link.errors_shown():
+        found = sweeps_with_clips()
+        clips = just_ended([job for sweep in found for job in jobs_of(sweep)], MOST_ENDED)
+        if not clips:
+            return
+        titles = {sweep.record.sweep_id: sweep.record.spec.title for sweep in found}
+        posters = links([poster_of(clip.sweep_id, clip.job_id) for clip in clips])
+        st.subheader("Latest clips")
+        for column, clip in zip(st.columns(MOST_ENDED), clips, strict=False):
+            with column, st.container(border=True):
+                show_ended(clip, titles[clip.sweep_id], posters[poster_of(clip.sweep_id, clip.job_id)])
+
+
+def show_ended(clip: EndedClip, title: str, poster: Link) -> None:
+    if poster.url:
+        st.image(poster.url, width="stretch", alt=f"Poster of {clip.lane_title}, seed {clip.seed}")
+    else:
+        st.caption(":material/image: Its poster comes with the next revision of the report.")
+    st.markdown(f"**{plain(clip.lane_title)}** · seed {clip.seed}")
+    if clip.random_weights:
+        st.badge(RANDOM_WEIGHTS, color="orange", help=RANDOM_WEIGHTS_HELP)
+    st.caption(plain(moment(clip.ended_at)))
+    st.page_link(
+        "panel_pages/sweeps.py",
+        label=plain(shortened(title, 40)),
+        icon=":material/movie:",
+        query_params={"sweep": clip.sweep_id},
+    )
 
 
 def show_devices(devices: Sequence[DeviceView], jobs: Sequence[Job], lane_titles: dict[str, str]) -> None:
@@ -157,7 +203,7 @@ def live() -> None:
         working = at_work(jobs)
         st.subheader(f"{counted(len(working), 'job')} at work")
         if not working:
-            st.caption("No job runs. Submit a sweep to see it here.")
+            show_idle(is_anything_open=bool(sweeps))
         for card in working:
             show_job(card)
         waited_for = {sweep.record.sweep_id: waits_for_judges(sweep) for sweep in sweeps}
@@ -169,3 +215,4 @@ def live() -> None:
 
 st.title("Queue")
 live()
+show_latest()

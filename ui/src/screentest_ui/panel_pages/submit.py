@@ -183,7 +183,9 @@ def lane_label(lane: LaneView) -> str:
 
 
 def licence_words(licence: str) -> str:
-    return "licence unknown" if licence in ("", "unknown") else licence
+    if licence in ("", "unknown"):
+        return "licence unknown"
+    return "no licence needed" if licence == "none needed" else licence
 
 
 def ask_lanes(lanes: Sequence[LaneView]) -> tuple[tuple[str, ...], dict[str, object]]:
