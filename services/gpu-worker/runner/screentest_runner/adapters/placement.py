@@ -8,6 +8,7 @@ from typing import Any
 
 from screentest_runner import full_random
 from screentest_runner.adapters.encoders import ENCODERS, ReleasedEncoder, encoder_names
+from screentest_runner.adapters.streaming import stream
 from screentest_runner.adapters.turns import Turns
 from screentest_runner.failures import AttemptFailure
 from screentest_runner.protocol import FailureClass
@@ -104,14 +105,10 @@ class Placement:
     def _stream(self) -> None:
         import torch
 
-        self._pipe.enable_group_offload(
-            onload_device=self._device,
-            offload_device=torch.device("cpu"),
-            offload_type=self._offload_type,
-            num_blocks_per_group=1 if self._offload_type == "block_level" else None,
-            use_stream=self._device.type == "cuda",
-            # without it the host waits for the device at every leaf: Hunyuan's step on an H200 takes 1.22 of the
-            # resident one instead of 1.00; the price is memory that is freed later (6.1 -> 11.9 GiB)
-            record_stream=self._device.type == "cuda",
-            exclude_modules=[part for part in self._pipe.components if part not in STREAMED],
-        )
+        for name, component in self._pipe.components.items():
+            if not isinstance(component, torch.nn.Module):
+                continue
+            if name in STREAMED:
+                stream(component, self._device, self._offload_type)
+            else:
+                component.to(self._device)
