@@ -138,7 +138,17 @@ def test_a_drained_device_says_why() -> None:
     view = device(drained=True, drained_reason="not proven in 60 s", proof=unclean)
     card = panel_queue.device_card(view, {}, {})
     assert (card.state, card.detail) == ("drained", "not proven in 60 s")
-    assert "not clean: runner 7 is alive" in card.proof
+    assert card.proof.startswith("not clean at")
+    assert card.proof.endswith("(proc): runner 7 is alive")
+
+
+def test_a_runner_that_leaves_for_the_next_job_is_no_fault() -> None:
+    leaving = proof(clean=False, reason="runner 7 is alive")
+    coming = job("next", JobState.ADMITTED, lane_title="Wan 2.1")
+    card = panel_queue.device_card(device(job_id="next", proof=leaving), {"next": coming}, {})
+    assert (card.state, card.detail) == ("busy", "Wan 2.1, about to start")
+    assert card.proof.startswith("not proven free at")
+    assert card.proof.endswith("(proc): runner 7 is alive")
 
 
 def test_trail_marks_the_present_phase() -> None:

@@ -29,11 +29,16 @@ def open_sweeps() -> list[Sweep]:
     return [sweep for sweep in sweeps() if not sweep.over or is_judged_now(sweep)]
 
 
-def sweeps_with_clips() -> list[Sweep]:
-    """Where a clip may have ended lately: the open sweeps that have one, and the newest that is over."""
-    with_clips = [sweep for sweep in sweeps() if sweep.counts.completed and not sweep.archived]
-    over = [sweep for sweep in with_clips if sweep.over]
-    return [sweep for sweep in with_clips if not sweep.over] + over[:1]
+def sweeps_with_clips(clips: int) -> list[Sweep]:
+    """Where the last so many clips ended: the open sweeps, and of those that are over as many as it takes."""
+    found: list[Sweep] = []
+    missing = clips
+    for sweep in sorted(sweeps(), key=lambda sweep: sweep.over):
+        if sweep.archived or not sweep.counts.completed or (sweep.over and missing <= 0):
+            continue
+        found.append(sweep)
+        missing -= sweep.counts.completed
+    return found
 
 
 def is_judged_now(sweep: Sweep) -> bool:

@@ -217,17 +217,26 @@ def device_card(view: DeviceView, jobs: Mapping[str, Job], lane_titles: Mapping[
     if view.drained:
         state, detail = "drained", view.drained_reason
     elif view.job_id:
-        state, detail = "busy", holder.spec.lane_title if holder else view.job_id
+        state, detail = "busy", _holder_words(holder) if holder else view.job_id
     else:
         state, detail = "idle", f"the runner of {warm} is warm" if warm else "no runner is loaded"
     return DeviceCard(host=view.host, device=view.device, state=state, detail=detail, proof=_proof_line(view))
 
 
+def _holder_words(holder: Job) -> str:
+    starts = holder.state is JobState.ADMITTED
+    return f"{holder.spec.lane_title}, about to start" if starts else holder.spec.lane_title
+
+
 def _proof_line(view: DeviceView) -> str:
+    """``clean at 02:53:32 UTC (proc)``. Between two jobs a runner that still leaves is the rule, no fault."""
     if view.proof is None:
         return "not proven yet"
-    verdict = "clean" if view.proof.clean else f"not clean: {view.proof.reason}"
-    return f"{verdict} at {view.proof.stamp.at:%H:%M:%S} UTC ({view.proof.method})"
+    seen = f"at {view.proof.stamp.at:%H:%M:%S} UTC ({view.proof.method})"
+    if view.proof.clean:
+        return f"clean {seen}"
+    handing_over = bool(view.job_id) and not view.drained
+    return f"{'not proven free' if handing_over else 'not clean'} {seen}: {view.proof.reason}"
 
 
 def _current(job: Job) -> Progress | None:

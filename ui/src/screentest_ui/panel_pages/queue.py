@@ -92,7 +92,7 @@ def show_idle(*, is_anything_open: bool) -> None:
 def show_latest() -> None:
     """Apart from what is live: the depot may be slow, and the progress above must not wait for it."""
     with panel_link.errors_shown():
-        found = sweeps_with_clips()
+        found = sweeps_with_clips(MOST_ENDED)
         clips = just_ended([job for sweep in found for job in jobs_of(sweep)], MOST_ENDED)
         if not clips:
             return

@@ -190,6 +190,9 @@ def show_actions(sweep: Sweep, jobs: Sequence[Job]) -> None:
         st.page_link(
             "panel_pages/report.py", label="Report", icon=":material/article:", query_params={"sweep": sweep_id}
         )
+        st.page_link(
+            "panel_pages/vitals.py", label="Vitals", icon=":material/monitor_heart:", query_params={"sweep": sweep_id}
+        )
 
 
 def show_view(sweep: Sweep, jobs: Sequence[Job]) -> None:
