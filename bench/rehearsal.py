@@ -667,7 +667,8 @@ def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None, then
                 print(f"{lane.id}: no time left, not begun", flush=True)
                 continue
             began = time.perf_counter()
-            document["lanes"][lane.id] = result = rehearse(sweep, lane, following)
+            measured_at = datetime.now(UTC).isoformat(timespec="seconds")
+            document["lanes"][lane.id] = result = {"measured_at": measured_at, **rehearse(sweep, lane, following)}
             lower = result.pop(LOWER, None)
             sweep.write()
             print(f"{time.perf_counter() - began:6.1f} s  {line(lane.id, result)}", flush=True)
@@ -683,7 +684,7 @@ def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None, then
 
 def _lower_result(lower: dict[str, Any], first: dict[str, Any]) -> dict[str, Any]:
     """The second clip's result in the shape of a lane's."""
-    load = {key: first[key] for key in ("rung", "import_s", "build_s", "load_s", "allocator")}
+    load = {key: first[key] for key in ("measured_at", "rung", "import_s", "build_s", "load_s", "allocator")}
     attempt = {key: lower[key] for key in ("outcome", "failure_class", "phase", "message") if key in lower}
     return {**load, **lower, "tried": [{"rung": first["rung"], "same_process_as_larger_cap": True, **attempt}]}
 

@@ -71,6 +71,7 @@ def only(lane_id: str, **chosen: Any) -> Measured:
 
 
 MEASURED_LANES = sorted({clip.lane_id for clip in SHIPPED.shipped})
+LANES_MEASURED_AT_A_LOWER_RUNG = sorted({clip.lane_id for clip in SHIPPED.shipped if clip.rung != "resident"})
 shapes = st.builds(
     Shape,
     width_px=st.integers(8, 80).map(lambda n: 16 * n),
@@ -349,7 +350,7 @@ def test_a_peak_without_a_measurement_is_unknown_and_fits_where_the_weights_do()
 
 
 def test_dropping_the_text_encoder_holds_less_than_everything_and_more_than_streaming() -> None:
-    for lane_id in MEASURED_LANES:
+    for lane_id in LANES_MEASURED_AT_A_LOWER_RUNG:
         lane = CATALOGUE[lane_id]
         lean, offload = (memory.peak_bytes(lane, index(lane, n), own_shape(lane), SHIPPED) for n in ("lean", "offload"))
         resident = memory.peak_bytes(lane, 0, own_shape(lane), SHIPPED)
