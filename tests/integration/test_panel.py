@@ -304,6 +304,7 @@ def test_queue_shows_the_running_job_and_why_others_wait(world: World) -> None:
     assert "Wan 2.1 holds cpu-0; starts in about 12 min 0 s, takes about 5 min 44 s" in words(app)
     app.button(key="cancel-now").click().run()
     assert world.cancelled == ["now"]
+    assert [toast.value.replace("\\", "") for toast in app.toast] == ["Cancel requested for Wan 2.1, seed 42"]
 
 
 def test_a_drained_device_can_be_given_back(world: World) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from screentest.errors import BadRequest
-from screentest.records import JobState, LaneVerdict, Requested, Task, Verdict, Weights
+from screentest.records import JobState, LaneVerdict, ProofKind, Requested, Task, Verdict, Weights
 from screentest_ui import panel_form, panel_queue, panel_sweep, panel_text, panel_vitals
 from screentest_ui.panel_form import Draft
 from tests.integration.panel_scheduler import HOSTILE, device, job, lane, progress, proof, sweep, vitals
@@ -149,6 +149,8 @@ def test_a_runner_that_leaves_for_the_next_job_is_no_fault() -> None:
     assert (card.state, card.detail) == ("busy", "Wan 2.1, about to start")
     assert card.proof.startswith("not proven free at")
     assert card.proof.endswith("(proc): runner 7 is alive")
+    gone = replace(leaving, kind=ProofKind.CONTINUE, reason="nobody holds the lock")
+    assert panel_queue.device_card(device(proof=gone), {}, {}).proof.startswith("not proven free at")
 
 
 def test_trail_marks_the_present_phase() -> None:

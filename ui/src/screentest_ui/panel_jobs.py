@@ -90,7 +90,7 @@ def show_job(card: JobCard) -> None:
             st.caption(phase_trail(card.phase_key), width="content")
             label = "Cancelling …" if card.cancelling else "Cancel"
             if st.button(label, key=f"cancel-{card.job_id}", disabled=card.cancelling, icon=":material/close:"):
-                cancel_job(card.job_id)
+                cancel_job(card.job_id, f"{card.lane_title}, seed {card.seed}")
 
 
 def phase_trail(phase: str) -> str:
@@ -98,10 +98,11 @@ def phase_trail(phase: str) -> str:
     return " › ".join(_TRAIL[place].format(plain(name.replace("_", " "))) for name, place in trail(phase))
 
 
-def cancel_job(job_id: str) -> None:
+def cancel_job(job_id: str, words: str) -> None:
+    """``words``: which job, as its line names it. The line may have moved on when the answer comes."""
     with panel_link.errors_told():
         panel_link.scheduler().cancel_job(job_id)
-        st.toast(f"Cancel requested for job {plain(job_id)}")
+        st.toast(f"Cancel requested for {plain(words)}")
 
 
 def retry_jobs(job_ids: Sequence[str]) -> None:

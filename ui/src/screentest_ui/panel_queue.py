@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from screentest.records import DeviceView, Job, JobState, LaneView, Progress
+from screentest.records import DeviceView, Job, JobState, LaneView, Progress, ProofKind
 from screentest_ui.panel_text import duration, shortened
 
 PHASES = ("preparing", "loading", "encoding_prompt", "denoising", "decoding", "decoded", "encoding", "uploading")
@@ -235,7 +235,7 @@ def _proof_line(view: DeviceView) -> str:
     seen = f"at {view.proof.stamp.at:%H:%M:%S} UTC ({view.proof.method})"
     if view.proof.clean:
         return f"clean {seen}"
-    handing_over = bool(view.job_id) and not view.drained
+    handing_over = not view.drained and (bool(view.job_id) or view.proof.kind is ProofKind.CONTINUE)
     return f"{'not proven free' if handing_over else 'not clean'} {seen}: {view.proof.reason}"
 
 

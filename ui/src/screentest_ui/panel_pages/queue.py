@@ -77,7 +77,7 @@ def show_waiting(jobs: tuple[WaitingJob, ...]) -> None:
             words = "; ".join(part for part in (job.waits_for or "waits for its turn", job.expected) if part)
             st.caption(plain(words), width="stretch")
             if st.button("Cancel", key=f"cancel-{job.job_id}", disabled=job.cancelling, icon=":material/close:"):
-                cancel_job(job.job_id)
+                cancel_job(job.job_id, f"{job.lane_title}, seed {job.seed}")
     if len(jobs) > MOST_WAITING:
         st.caption(f"and {len(jobs) - MOST_WAITING} more.")
 
