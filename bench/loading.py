@@ -22,7 +22,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import rehearsal
+from rehearsal import PROMPT
+from runner_child import ROOT, Gpu, RunnerChild, machine
 
 from screentest.lanes import Lane, load_lane
 from screentest_runner.protocol import Decoded, Loaded
@@ -62,16 +63,16 @@ def write_checkpoint(lane: Lane, folder: Path) -> None:
 
 def load_once(lane: Lane, weights: Path, folder: Path, *, clips: int) -> dict[str, Any]:
     """One fresh runner: seconds of its load, then so many clips of two steps each on the warm pipeline."""
-    with rehearsal.RunnerChild(lane, folder, rehearsal.Gpu("cuda:0")) as runner:
+    with RunnerChild(lane, folder, Gpu("cuda:0")) as runner:
         _, loaded = runner.load(lane.content["ladder"][0], device="cuda:0", weights="hub", weights_dir=weights)
         assert isinstance(loaded, Loaded), loaded
-        call = lane.pipeline_call("hub", {**lane.defaults, "prompt": rehearsal.PROMPT, "steps": 2})
+        call = lane.pipeline_call("hub", {**lane.defaults, "prompt": PROMPT, "steps": 2})
         made = [_clip(runner, f"warm-{index}", call) for index in range(clips)]
         runner.stop()
     return {"load_s": round(loaded.load_s, 3), "clips_of_two_steps": made}
 
 
-def _clip(runner: rehearsal.RunnerChild, attempt_id: str, call: dict[str, Any]) -> dict[str, Any]:
+def _clip(runner: RunnerChild, attempt_id: str, call: dict[str, Any]) -> dict[str, Any]:
     began = time.perf_counter()
     decoded = runner.generate(attempt_id, call)
     assert isinstance(decoded, Decoded), decoded
@@ -94,7 +95,7 @@ def measure(lane: Lane, weights: Path, folder: Path, repeats: int) -> dict[str, 
     return {
         "benchmark": "loading",
         "measured_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": rehearsal.machine(rehearsal.Gpu("cuda:0")),
+        "machine": machine(Gpu("cuda:0")),
         "lane": lane.id,
         "checkpoint_gib": round(sum(Path(file).stat().st_size for file in files) / GIB, 2),
         "files": len(files),
@@ -111,7 +112,7 @@ def main() -> int:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
     asked = parser.parse_args()
-    lane = load_lane(rehearsal.ROOT / "deploy" / "lanes" / f"{asked.lane}.toml")
+    lane = load_lane(ROOT / "deploy" / "lanes" / f"{asked.lane}.toml")
     with tempfile.TemporaryDirectory(prefix="loading-") as folder:
         weights = asked.folder or Path(folder) / "checkpoint"
         if asked.write_only:

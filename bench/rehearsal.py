@@ -19,54 +19,32 @@ import argparse
 import itertools
 import json
 import os
-import platform
-import queue
 import statistics
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-RUNNER_SOURCE = ROOT / "services" / "gpu-worker" / "runner"
-sys.path[:0] = [str(RUNNER_SOURCE), str(ROOT / "proto" / "src")]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from screentest.lanes import Lane, call_at, load_lane  # noqa: E402
-from screentest.memory import BYTES_OF, DENOISERS, GIB  # noqa: E402
-from screentest_runner.protocol import (  # noqa: E402
-    REPLY_FD_VARIABLE,
+from runner_child import BARE, LOWER, ROOT, SEED, Child, ChildEnded, Gpu, RunnerChild, machine
+
+from screentest.lanes import Lane, call_at, load_lane
+from screentest.memory import BYTES_OF, DENOISERS, GIB
+from screentest_runner.protocol import (
     Decoded,
     Encode,
     Encoded,
     EncodeFailed,
     Failed,
-    Generate,
-    Load,
-    Loaded,
-    Message,
-    Open,
     PhaseChanged,
-    Prepare,
-    Prepared,
     StepDone,
-    Stop,
-    Stopped,
-    parse,
-    to_line,
 )
 
 PROMPT = "A cathedral of obsidian under cracked glass, two figures in heavy coats, slow dolly in, film grain."
-BARE = "bare"  # attempts whose id begins so are the pipeline alone, see _side_by_side
-LOWER = "lower-cap-"  # attempts whose id begins so run under the GiB that follow, see _side_by_side
-SEED = 7
-REPLY_DEADLINE_S = 420.0
 STEPS_OF_EXTRAPOLATED = 6
 # Shortest first, so that an interrupted sweep has most of its results. Source of the order: the seconds per clip that
 # reference measurements gave on an H200.
@@ -98,10 +76,6 @@ SHORT_CLIP_S = 25.0  # a stray second would show in the ratio
 REPEATS_OF_SHORT = 3
 
 
-class ChildEnded(Exception):
-    """A child process ended or stayed silent; the text says which and what its log says last."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
     """One run of the script.
@@ -120,221 +94,6 @@ class Plan:
     device: str
     weights: str
     deadline: float
-
-
-# --- the device's own counters ----------------------------------------------------------------------------------------
-
-
-class Gpu:
-    """NVML readings of the first device; every one None where there is no NVML (a cpu)."""
-
-    def __init__(self, device: str) -> None:
-        self._nvml: Any = None
-        if device == "cpu":
-            return
-        import pynvml
-
-        pynvml.nvmlInit()
-        self._nvml, self._handle = pynvml, pynvml.nvmlDeviceGetHandleByIndex(0)
-
-    def energy_j(self) -> float | None:
-        """The energy counter, joules since the driver was loaded."""
-        if self._nvml is None:
-            return None
-        return float(self._nvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
-
-    def facts(self) -> dict[str, Any]:
-        if self._nvml is None:
-            return {"gpu": None, "driver": None, "gpu_memory_gib": None}
-        return {
-            "gpu": self._nvml.nvmlDeviceGetName(self._handle),
-            "driver": self._nvml.nvmlSystemGetDriverVersion(),
-            "gpu_memory_gib": round(self._nvml.nvmlDeviceGetMemoryInfo(self._handle).total / GIB, 1),
-        }
-
-
-# --- children ---------------------------------------------------------------------------------------------------------
-
-
-class Child:
-    """A child that speaks the protocol. A thread stamps each reply with the time and the energy of its arrival."""
-
-    def __init__(self, command: list[str], log: Path, gpu: Gpu, pass_fds: tuple[int, ...] = ()) -> None:
-        read_fd, write_fd = os.pipe()
-        with log.open("ab") as output:
-            self.process = subprocess.Popen(
-                [sys.executable, *command],
-                stdin=subprocess.PIPE,
-                stdout=output,
-                stderr=output,
-                pass_fds=(write_fd, *pass_fds),
-                env={**os.environ, REPLY_FD_VARIABLE: str(write_fd), "PYTHONPATH": _python_path()},
-            )
-        os.close(write_fd)
-        self._log, self.gpu = log, gpu
-        self._replies: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
-        self.stamps: list[tuple[Message, float, float | None]] = []
-        threading.Thread(target=self._read, args=(read_fd,), daemon=True).start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def _read(self, read_fd: int) -> None:
-        with os.fdopen(read_fd, "rb") as replies:
-            for line in replies:
-                message = parse(line)
-                is_border = isinstance(message, PhaseChanged | Decoded)  # reading energy at each step is not needed
-                self.stamps.append((message, time.perf_counter(), self.gpu.energy_j() if is_border else None))
-                self._replies.put(message)
-        self._replies.put(None)
-
-    def send(self, message: Message) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write(to_line(message))
-        self.process.stdin.flush()
-
-    def until(self, *kinds: type) -> Message:
-        """The next reply of one of the kinds. Raises ChildEnded."""
-        while True:
-            try:
-                message = self._replies.get(timeout=REPLY_DEADLINE_S)
-            except queue.Empty:
-                raise ChildEnded(f"no reply within {REPLY_DEADLINE_S:.0f} s; {self._last_words()}") from None
-            if message is None:
-                raise ChildEnded(f"the child ended with {self.process.wait()}; {self._last_words()}")
-            if isinstance(message, kinds):
-                return message
-
-    def since(self, kind: type, attempt_id: str) -> list[Any]:
-        return [
-            message for message, _, _ in self.stamps if isinstance(message, kind) and message.attempt_id == attempt_id
-        ]
-
-    def _last_words(self) -> str:
-        return f"its log ends: {self._log.read_text(errors='replace')[-1500:]}"
-
-
-def _python_path() -> str:
-    return os.pathsep.join(filter(None, [str(RUNNER_SOURCE), os.environ.get("PYTHONPATH")]))
-
-
-class RunnerChild(Child):
-    """A runner that has begun to import; it touches the device when `load` is called."""
-
-    def __init__(self, lane: Lane, folder: Path, gpu: Gpu) -> None:
-        self.lane, self.folder = lane, folder
-        self._lock_fd = os.open(folder / "gpu.lock", os.O_RDWR | os.O_CREAT, 0o600)
-        super().__init__([__file__, "--as-runner"], folder / f"{lane.id}.log", gpu, (self._lock_fd,))
-        self.send(Prepare(lane=lane.content))
-
-    def load(
-        self,
-        rung: dict[str, Any],
-        *,
-        device: str,
-        weights: Any,
-        memory_cap_gib: float | None = None,
-        weights_dir: Path | None = None,
-    ) -> tuple[Prepared, Loaded | Failed]:
-        prepared = self.until(Prepared, Failed)
-        if isinstance(prepared, Failed):
-            raise ChildEnded(f"Prepare failed: {prepared.message}\n{prepared.traceback[-1500:]}")
-        self.send(Open(lock_fd=self._lock_fd, device=device))
-        os.close(self._lock_fd)
-        self.send(
-            Load(
-                lane=self.lane.content,
-                weights=weights,
-                weights_dir=None if weights_dir is None else str(weights_dir),
-                rung=rung,
-                cache_dir=str(self.folder / "miniatures"),
-                memory_cap_gib=memory_cap_gib,
-            )
-        )
-        return prepared, self.until(Loaded, Failed)
-
-    def generate(self, attempt_id: str, call: dict[str, Any]) -> Decoded | Failed:
-        keyframe = str(_keyframe(self.folder)) if self.lane.task == "i2v" else None
-        self.send(
-            Generate(
-                attempt_id=attempt_id,
-                call=call,
-                seed=SEED,
-                frames_path=str(self.folder / "frames.raw"),
-                fps=float(self.lane.defaults["fps"]),
-                keyframe_path=keyframe,
-            )
-        )
-        return self.until(Decoded, Failed)
-
-    def stop(self) -> None:
-        self.send(Stop())
-        self.until(Stopped)
-        self.process.wait(timeout=60)
-
-
-def _keyframe(folder: Path) -> Path:
-    """A picture to begin with: a gradient with a disc, which no resize can hide."""
-    from PIL import Image, ImageDraw
-
-    path = folder / "keyframe.png"
-    if not path.exists():
-        picture = Image.linear_gradient("L").resize((1280, 720)).convert("RGB")
-        ImageDraw.Draw(picture).ellipse((500, 220, 780, 500), fill=(200, 80, 40))
-        picture.save(path)
-    return path
-
-
-def _side_by_side() -> int:
-    """The runner itself, with two additions: an attempt called `bare...` is the diffusers call and nothing of ours,
-    and one called `lower-cap-12` first takes torch's memory down to 12 GiB.
-    """
-    from screentest_runner import adapters
-    from screentest_runner.__main__ import main
-
-    class SideBySide(adapters.ADAPTERS["diffusers"]):  # type: ignore[misc]
-        def _call(self, generate: Any, progress: Any) -> Any:
-            if generate.attempt_id.startswith(LOWER):
-                _lower_cap(float(generate.attempt_id.removeprefix(LOWER)))
-            if not generate.attempt_id.startswith(BARE):
-                return super()._call(generate, progress)
-            with _unwatched(self._pipe):
-                return self._pipe(**self.arguments(generate)).frames[0]
-
-    adapters.ADAPTERS["diffusers"] = SideBySide
-    return main()
-
-
-@contextmanager
-def _unwatched(pipe: Any) -> Iterator[None]:
-    """The pipeline without the finite check of what it decodes and without the report of its phases."""
-    decode = pipe.vae.__dict__.pop("decode")
-    denoisers = [model for name in DENOISERS if (model := getattr(pipe, name, None)) is not None]
-    hooks = [dict(model._forward_pre_hooks) for model in denoisers]
-    for model in denoisers:
-        model._forward_pre_hooks.clear()
-    try:
-        yield
-    finally:
-        pipe.vae.decode = decode
-        for model, kept in zip(denoisers, hooks, strict=True):
-            model._forward_pre_hooks.update(kept)
-
-
-def _lower_cap(cap_gib: float) -> None:
-    import torch
-
-    from screentest_runner.adapters.device_memory import cap_memory
-
-    if not torch.cuda.is_available():
-        return
-    torch.cuda.empty_cache()  # what torch keeps from the clip before would count against the cap
-    cap_memory(cap_gib)
-    torch.cuda.reset_peak_memory_stats()
 
 
 # --- one lane ---------------------------------------------------------------------------------------------------------
@@ -634,10 +393,6 @@ def _rounded(value: Any) -> Any:
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 
-def machine(gpu: Gpu) -> dict[str, Any]:
-    return {**gpu.facts(), "cores": os.cpu_count(), "python": platform.python_version()}
-
-
 def run(plan: Plan, out: Path, resume: Path | None, reference: Path | None, then_out: Path | None = None) -> int:
     """Exit status: 0 when every lane of the plan has completed."""
     gpu = Gpu(plan.device)
@@ -717,8 +472,6 @@ def line(lane_id: str, result: dict[str, Any]) -> str:
 
 
 def main() -> int:
-    if "--as-runner" in sys.argv:
-        return _side_by_side()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the JSON file to write, lane by lane")
     parser.add_argument("--resume", type=Path, help="an earlier result file; its completed lanes are taken over")
