@@ -77,9 +77,12 @@ def ask_scene() -> tuple[str, str]:
 
 
 def offer_demo() -> None:
-    """One click from an empty form to a sweep that can be sent; never over what a person has written."""
+    """One click from an empty form to a sweep that can be sent; never over what a person has written.
+
+    The button then stays, without effect: one that went would move the fields below it under the person's fingers.
+    """
     file = services.installation(os.environ).demo_sweep
-    if any(st.session_state.get(name) for name in ("title", "prompts")) or not file.exists():
+    if not file.exists():
         return
     st.button(
         "Fill in the demo's scene",
@@ -87,6 +90,7 @@ def offer_demo() -> None:
         icon=":material/auto_fix_high:",
         on_click=fill_in_demo,
         args=(file,),
+        disabled=any(st.session_state.get(name) for name in ("title", "prompts")),
         help="The Architect's Stillness as `make demo` sends it: prompt, keyframe, rubric and lanes with a worker.",
     )
 
