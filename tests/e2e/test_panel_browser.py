@@ -344,7 +344,7 @@ def read_the_newest_report(page: Page, words: str) -> None:
     expect(report.locator("video[controls]")).to_have_count(2)
     assert report.locator("video[controls]").first.evaluate(PLAYED) > 0
     keep_picture(page, "walk-5-report")
-    page.get_by_role("button", name="Prepare the folder").click()
+    page.get_by_role("button", name="Pack it for offline reading").click()
     expect(page.get_by_role("button", name="Download")).to_be_visible(timeout=30_000)
 
 

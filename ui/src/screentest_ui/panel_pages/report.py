@@ -98,7 +98,11 @@ def downloads(sweep_id: str, page: str) -> None:
             link = newest(Wanted(kind=ArtifactKind.REPORT, sweep_id=sweep_id, name=name))
             if link.url:
                 st.link_button(name, link.url, icon=":material/download:")
-        if st.button("Prepare the folder", icon=":material/folder_zip:", help="Report, contact sheets and clips."):
+        if st.button(
+            "Pack it for offline reading",
+            icon=":material/folder_zip:",
+            help="One zip: the report, its pictures and its clips; it opens without a network.",
+        ):
             with panel_link.errors_shown(), st.spinner("Fetching the report's files …"):
                 st.session_state["report_zip"] = (sweep_id, packed(sweep_id, page))
         ready_for, content = st.session_state.get("report_zip", ("", b""))
