@@ -58,7 +58,7 @@ test: install ## Run all tests (ARGS="-k name" for some; WORKERS=0 one after the
 
 .PHONY: faults
 faults: install ## Run the fault suite, chaos with five seeds (tests/faults/README.md says what it holds).
-	SCREENTEST_CHAOS_SEEDS="$${SCREENTEST_CHAOS_SEEDS:-1 2 3 4 5}" $(BIN)/pytest -m fault $(ARGS)
+	SCREENTEST_CHAOS_SEEDS="$${SCREENTEST_CHAOS_SEEDS:-1 2 3 4 5}" $(BIN)/pytest -n $(WORKERS) --dist loadfile -m fault $(ARGS)
 
 .PHONY: faults-long
 faults-long: install ## Kill workers and runners 200 times in stub sweeps, 10 times in miniature sweeps.
