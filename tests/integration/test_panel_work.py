@@ -366,7 +366,7 @@ allowed = ["@studio.example"]
 
 
 def started(address: str, folder: Path, login: str = "") -> tuple[int, str]:
-    """Exit status and what it says; a panel that did start is ended after its first line, with status 0."""
+    """Exit status and what it says; a panel that did start is killed after its first line, with status 0."""
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     environment.pop(panel_access.BIND, None)
     if login:
@@ -380,9 +380,9 @@ def started(address: str, folder: Path, login: str = "") -> tuple[int, str]:
         assert panel.stderr is not None
         said = next((line for line in panel.stdout if line.strip()), "")
         if said:
-            panel.terminate()
+            panel.kill()
             return 0, said
-        return panel.wait(30), panel.stderr.read()
+        return panel.wait(60), panel.stderr.read()
 
 
 def test_panel_does_not_start_beyond_loopback_where_nobody_has_to_log_in(tmp_path: Path) -> None:
