@@ -140,6 +140,7 @@ def bad_orders(port: int, folder: Path) -> dict[str, Any]:
         "closed": order(closed, "honest", []),
         "no port": addressed("http://ann:sesame@localhost:99999/v1"),
         "half a password": addressed("http://ann:sesame/2@localhost/v1"),
+        "odd password": addressed("http://ann:sesame\u2100@localhost/v1"),  # urlsplit's own words repeat it
         "half an address": addressed("http://[::1/v1"),
         "no scheme": addressed("localhost:11434/v1"),
         "no address": order_of("endpoint", [], endpoint=None),
@@ -238,7 +239,8 @@ def test_key_is_read_from_its_file(asked: Asked) -> None:
         ("endless", "layout", "sent more than 8 MiB where a word was asked for"),
         ("no port", "layout", "SCREENTEST_JUDGE_URL is no address of a server (its port is no number up to 65535)"),
         ("half a password", "layout", "SCREENTEST_JUDGE_URL is no address of a server (its port is no number"),
-        ("half an address", "layout", "SCREENTEST_JUDGE_URL is no address of a server (Invalid IPv6 URL)"),
+        ("odd password", "layout", "SCREENTEST_JUDGE_URL is no address of a server (it holds what no address can)"),
+        ("half an address", "layout", "SCREENTEST_JUDGE_URL is no address of a server (it holds what no address can)"),
         ("no scheme", "layout", "no address of a server (it begins with no http://<host>); write it like http://"),
         ("locked", "layout", "refused with status 401: no key; set SCREENTEST_JUDGE_KEY_FILE"),
         ("empty key", "layout", "SCREENTEST_JUDGE_KEY_FILE is empty"),

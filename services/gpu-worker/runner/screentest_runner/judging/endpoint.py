@@ -360,8 +360,8 @@ def _why_no_address(url: str) -> str:
         if not _has_port(parts):
             return "its port is no number up to 65535"
         httpx.URL(url)
-    except (ValueError, httpx.InvalidURL) as error:
-        return str(error)
+    except (ValueError, httpx.InvalidURL):  # their own words may repeat a password
+        return "it holds what no address can"
     return ""
 
 
