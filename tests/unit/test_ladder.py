@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
@@ -43,6 +43,13 @@ def test_a_clip_at_the_rung_of_its_plan_teaches_nothing() -> None:
 
 def test_a_plan_below_the_rung_that_won_stands() -> None:
     assert begins(after(CLIP, rung=1), replace(SPEC, first_rung=2)) == 2
+
+
+def test_an_older_clip_that_is_told_later_changes_nothing() -> None:
+    """A restored sweep is read after what was learned since."""
+    winning = after(CLIP, rung=1)
+    winning.learn(SPEC, 2, CLIP, AT - timedelta(days=1))
+    assert begins(winning, SPEC) == 1
 
 
 def test_published_weights_begin_where_random_ones_of_the_same_size_won() -> None:

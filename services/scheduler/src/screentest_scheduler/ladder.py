@@ -70,18 +70,18 @@ class WinningRungs:
         """From the end of an attempt, which was then."""
         if outcome.failure_class is None and rung > spec.first_rung:
             here = circumstance(spec, outcome.gpu_name)
-            self._won[here] = WonRung(rung=rung, at=at, **{name: getattr(here, name) for name in _CIRCUMSTANCE})
+            self.recall((WonRung(rung=rung, at=at, **{name: getattr(here, name) for name in _CIRCUMSTANCE}),))
 
     def told(self) -> tuple[WonRung, ...]:
         """Everything that is known, to be recalled another day."""
         return tuple(self._won.values())
 
     def recall(self, won: Iterable[WonRung]) -> None:
-        """What was told before; of each circumstance the latest counts."""
+        """What was told before, in any order (a restored sweep is older than what was learned since): the latest counts."""
         for item in won:
             here = Circumstance(**{name: getattr(item, name) for name in _CIRCUMSTANCE})
             known = self._won.get(here)
-            if known is None or known.at < item.at:
+            if known is None or known.at <= item.at:
                 self._won[here] = item
 
     def rung(self, here: Circumstance) -> int:

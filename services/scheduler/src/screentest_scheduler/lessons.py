@@ -51,7 +51,7 @@ class Lessons:
         learned = estimates.learn(self._measured, lane, spec, rung, outcome, unified=is_unified)
         if learned is not self._measured:
             *_, newest = learned.learned
-            self._last_at[newest] = at
+            self._last_at[newest] = max(at, self._last_at.get(newest, at))
             self._take(learned)
 
     def told(self) -> tuple[Lesson, ...]:
