@@ -112,6 +112,7 @@ class Journal:
 
     async def write_missing_jobs(self, sweep_id: str) -> int:
         """Appends Submitted for every job the stream lacks; returns how many. Raises the first error, if any."""
+        self._ledger.sweep(sweep_id)  # an unknown one leaves no lock behind
         async with self._writing.setdefault(sweep_id, asyncio.Lock()):
             return await self._write_jobs(sweep_id, self._ledger.missing_jobs(sweep_id))
 

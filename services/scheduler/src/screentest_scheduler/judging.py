@@ -123,6 +123,7 @@ class Judges:
 
         Raises BadRequest naming a wrong judge or rubric, NotFound and NotPossibleNow for the sweep.
         """
+        self._ledger.sweep(sweep_id)  # an unknown one leaves no lock behind
         # One after the other: who asks while another wish is written must see what that one has queued.
         async with self._asking.setdefault(sweep_id, asyncio.Lock()):
             return await self._ask(sweep_id, judge_lane_ids, rubrics, by, only_cost=only_cost)
