@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from screentest.client import Client
+from screentest.devices import is_cpu
 from screentest.errors import BadRequest, NotPossibleNow, ScreentestError
 from screentest.records import Keyframe, LaneView, Requested, Sweep, SweepSpec, Task, Weights
 from screentest_ui import printing, rehearsal, reportfetch, services, sweepfile
@@ -126,7 +127,7 @@ def _full_steps(client: Client, asked: SweepSpec) -> dict[str, int]:
 def _found(client: Client, sweep: Sweep, full_steps: Mapping[str, int], *, extrapolate: bool) -> tuple[Rehearsed, ...]:
     sweep_id, record = sweep.record.sweep_id, sweep.record
     jobs = client.list_jobs(sweep_id)
-    has_gpu = any(not lane.device.startswith("cpu") for lane in record.lanes)
+    has_gpu = any(not is_cpu(lane.device) for lane in record.lanes)
     energy_wh = _energy_wh(client, sweep_id) if has_gpu else {}
     made = rehearsal.rehearsed(jobs, record.lanes, full_steps, energy_wh, extrapolate=extrapolate)
     return (*made, *rehearsal.refused(record.skipped))
