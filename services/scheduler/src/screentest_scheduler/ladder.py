@@ -77,7 +77,7 @@ class WinningRungs:
         return tuple(self._won.values())
 
     def recall(self, won: Iterable[WonRung]) -> None:
-        """What was told before, in any order (a restored sweep is older than what was learned since): the latest counts."""
+        """What was told before, in any order: restored sweeps are older than what was learned. The latest counts."""
         for item in won:
             here = Circumstance(**{name: getattr(item, name) for name in _CIRCUMSTANCE})
             known = self._won.get(here)
