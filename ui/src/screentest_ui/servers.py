@@ -127,6 +127,7 @@ def depot_options(state_dir: Path, data: Path, depot_ports: Mapping[str, int]) -
         "master.port": depot_ports["master"],
         "master.port.grpc": depot_ports["master_grpc"],
         "master.telemetry": "false",  # no word to anybody outside
+        "master.electionTimeout": "1s",  # there is no other master to wait for
         "master.volumeSizeLimitMB": 128,
         "volume.port": depot_ports["volume"],
         "volume.port.grpc": depot_ports["volume_grpc"],
