@@ -33,7 +33,7 @@ def main(site: Path) -> None:
     for package, entries in FILES.items():
         if (site / package).is_dir():
             freed += sum(_take_all(site, pattern) for pattern in entries)
-    print(f"{freed / 2**20:.0f} MiB taken out of {site}")  # noqa: T201
+    print(f"{freed / 2**20:.0f} MiB taken out of {site}")
 
 
 def _take_all(site: Path, pattern: str) -> int:

@@ -32,7 +32,7 @@ WITHIN_S = 1.0
 
 
 def say(what: str, refused: bool, how: str) -> None:
-    print(f"{'refused' if refused else 'ALLOWED'}: {what} ({' '.join(how.split())[:90]})", flush=True)  # noqa: T201
+    print(f"{'refused' if refused else 'ALLOWED'}: {what} ({' '.join(how.split())[:90]})", flush=True)
 
 
 def tries(what: str, act: Callable[[], object]) -> None:
@@ -67,7 +67,7 @@ def look_around(network: str) -> None:
         for port in PORTS:
             if (host, port) in OPEN[network]:
                 connect((host, port))
-                print(f"may: {network}: {host}:{port}", flush=True)  # noqa: T201
+                print(f"may: {network}: {host}:{port}", flush=True)
             else:
                 tries(f"{network}: {host}:{port}", partial(connect, (host, port)))
 

@@ -141,7 +141,7 @@ def replay(
     yield found
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
-        print("", *rows(found), sep="\n")  # noqa: T201
+        print("", *rows(found), sep="\n")
 
 
 # ---- the replay

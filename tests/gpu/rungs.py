@@ -84,8 +84,8 @@ def main() -> int:
                 said = f"{type(error).__name__}: {error}"
             bad += said != "ok"
             where = f"{lane.id} {lane.ladder[rung].name}{' unified' if unified else ''}"
-            print(f"{where}: {said} ({time.perf_counter() - began:.1f} s)", flush=True)  # noqa: T201
-    print("all ok" if not bad else f"{bad} bad")  # noqa: T201
+            print(f"{where}: {said} ({time.perf_counter() - began:.1f} s)", flush=True)
+    print("all ok" if not bad else f"{bad} bad")
     return 1 if bad else 0
 
 

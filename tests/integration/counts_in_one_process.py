@@ -22,7 +22,7 @@ def counts_of(lane: dict[str, Any]) -> dict[str, int]:
 
 
 def main() -> None:
-    print(json.dumps({lane["id"]: counts_of(lane) for lane in json.load(sys.stdin)}))  # noqa: T201
+    print(json.dumps({lane["id"]: counts_of(lane) for lane in json.load(sys.stdin)}))
 
 
 if __name__ == "__main__":

@@ -66,9 +66,9 @@ def main() -> None:
     try:
         {"conv3d": conv3d, "embeddings": embeddings}[kind](case)
     except AttemptFailure as failure:
-        print(failure.failure_class.value, failure)  # noqa: T201
+        print(failure.failure_class.value, failure)
     else:
-        print("passed")  # noqa: T201
+        print("passed")
 
 
 if __name__ == "__main__":

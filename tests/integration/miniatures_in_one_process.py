@@ -20,7 +20,7 @@ def main() -> None:
     for lane in json.load(sys.stdin):
         miniature.build(lane, Path(sys.argv[1]) / lane["id"])
         told[lane["id"]] = signature_of(getattr(diffusers, lane["pipeline"]["class"]))
-    print(json.dumps(told))  # noqa: T201
+    print(json.dumps(told))
 
 
 if __name__ == "__main__":

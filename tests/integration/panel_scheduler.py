@@ -298,7 +298,7 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
     def __init__(self, world: World) -> None:
         self.world = world
 
-    def SubmitSweep(self, request, context):  # noqa: N802
+    def SubmitSweep(self, request, context):
         spec = from_wire(request.spec, SweepSpec)
         if any("forbidden" in prompt for prompt in spec.prompts):
             item = FieldViolation(field="spec.prompts[0]", description=f"not this: {HOSTILE}")
@@ -309,48 +309,48 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         self.world.add(made, sweep_id="submitted", spec=spec)
         return scheduler_pb2.SubmitSweepResponse(sweep=to_wire(self.world.sweeps["submitted"]), created=created)
 
-    def GetSweep(self, request, context):  # noqa: N802
+    def GetSweep(self, request, context):
         return to_wire(_found(self.world.sweeps, request.sweep_id, "sweep"))
 
-    def ListSweeps(self, request, context):  # noqa: N802
+    def ListSweeps(self, request, context):
         return scheduler_pb2.ListSweepsResponse(sweeps=[to_wire(item) for item in self.world.sweeps.values()])
 
-    def ListJobs(self, request, context):  # noqa: N802
+    def ListJobs(self, request, context):
         jobs = _found(self.world.jobs, request.sweep_id, "sweep")
         if request.judging:
             jobs = self.world.judging.get(request.sweep_id, ())
         return scheduler_pb2.ListJobsResponse(jobs=[to_wire(item) for item in jobs])
 
-    def GetJob(self, request, context):  # noqa: N802
+    def GetJob(self, request, context):
         return to_wire(self._job(request.job_id))
 
-    def CancelJob(self, request, context):  # noqa: N802
+    def CancelJob(self, request, context):
         if request.job_id in self.world.too_late:
             raise NotPossibleNow(f"job {request.job_id} cannot be cancelled any more: it is completed")
         self.world.cancelled.append(request.job_id)
         return scheduler_pb2.CancelJobResponse(job=to_wire(self._job(request.job_id)))
 
-    def CancelSweep(self, request, context):  # noqa: N802
+    def CancelSweep(self, request, context):
         self.world.cancelled.append(request.sweep_id)
         return scheduler_pb2.CancelSweepResponse(jobs=len(self.world.jobs[request.sweep_id]))
 
-    def RetryJob(self, request, context):  # noqa: N802
+    def RetryJob(self, request, context):
         self.world.retried.append(request.job_id)
         return scheduler_pb2.RetryJobResponse(job=to_wire(self._job(request.job_id)))
 
-    def PauseSweep(self, request, context):  # noqa: N802
+    def PauseSweep(self, request, context):
         return scheduler_pb2.PauseSweepResponse(sweep=self._changed(request.sweep_id, paused=request.paused))
 
-    def SetPriority(self, request, context):  # noqa: N802
+    def SetPriority(self, request, context):
         return scheduler_pb2.SetPriorityResponse(sweep=self._changed(request.sweep_id, priority=request.priority))
 
-    def JudgeSweep(self, request, context):  # noqa: N802
+    def JudgeSweep(self, request, context):
         if not request.estimate_only:
             self.world.judged.append(tuple(request.judge_lane_ids))
         costs = [to_wire(item) for item in self.world.costs]
         return scheduler_pb2.JudgeSweepResponse(sweep=to_wire(self.world.sweeps[request.sweep_id]), costs=costs)
 
-    def UploadRubric(self, request, context):  # noqa: N802
+    def UploadRubric(self, request, context):
         asked = from_json(request.json.decode(), request.file_name)
         self.world.rubrics.append(asked)
         ref = RubricRef(
@@ -363,7 +363,7 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         )
         return scheduler_pb2.UploadRubricResponse(rubric=to_wire(ref))
 
-    def RateClip(self, request, context):  # noqa: N802
+    def RateClip(self, request, context):
         rated = Rated(
             job_id=request.job_id,
             rater="a person",
@@ -374,7 +374,7 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         self.world.votes = replace(self.world.votes, ratings=(*self.world.votes.ratings, rated))
         return scheduler_pb2.RateClipResponse()
 
-    def VotePair(self, request, context):  # noqa: N802
+    def VotePair(self, request, context):
         voted = PairVoted(
             left_job_id=request.left_job_id,
             right_job_id=request.right_job_id,
@@ -384,12 +384,12 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         self.world.votes = replace(self.world.votes, pairs=(*self.world.votes.pairs, voted))
         return scheduler_pb2.VotePairResponse()
 
-    def EditFinding(self, request, context):  # noqa: N802
+    def EditFinding(self, request, context):
         edited = FindingEdited(row=request.row, text=request.text, by="a person")
         self.world.votes = replace(self.world.votes, findings=(*self.world.votes.findings, edited))
         return scheduler_pb2.EditFindingResponse()
 
-    def ListVotes(self, request, context):  # noqa: N802
+    def ListVotes(self, request, context):
         votes = self.world.votes
         return scheduler_pb2.ListVotesResponse(
             ratings=[to_wire(item) for item in votes.ratings],
@@ -397,25 +397,25 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
             findings=[to_wire(item) for item in votes.findings],
         )
 
-    def Preflight(self, request, context):  # noqa: N802
+    def Preflight(self, request, context):
         titles = {item.lane_id: item.lane_title for item in self.world.lanes}
         verdicts = [self._verdict(lane_id, titles[lane_id]) for lane_id in request.spec.lane_ids]
         return scheduler_pb2.PreflightResponse(lanes=[to_wire(item) for item in verdicts])
 
-    def ListLanes(self, request, context):  # noqa: N802
+    def ListLanes(self, request, context):
         return scheduler_pb2.ListLanesResponse(lanes=[to_wire(item) for item in self.world.lanes])
 
-    def ListGpus(self, request, context):  # noqa: N802
+    def ListGpus(self, request, context):
         return scheduler_pb2.ListGpusResponse(devices=[to_wire(item) for item in self.world.devices])
 
-    def Undrain(self, request, context):  # noqa: N802
+    def Undrain(self, request, context):
         self.world.undrained.append(request.device)
         return scheduler_pb2.UndrainResponse(device=to_wire(device()))
 
-    def ListVitals(self, request, context):  # noqa: N802
+    def ListVitals(self, request, context):
         return scheduler_pb2.ListVitalsResponse(batches=[to_wire(item) for item in self.world.batches])
 
-    def GetArtifact(self, request, context):  # noqa: N802
+    def GetArtifact(self, request, context):
         key = request.job_id or f"{request.sweep_id}/{request.name or 'index.html'}"
         url = _found(self.world.artifacts, key, "artifact")
         kind = ArtifactKind.CLIP if request.job_id else ArtifactKind.REPORT
@@ -430,7 +430,7 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         reply.expires_at.FromDatetime(datetime.now(UTC) + timedelta(hours=1))
         return reply
 
-    def UploadKeyframe(self, request_iterator, context):  # noqa: N802
+    def UploadKeyframe(self, request_iterator, context):
         content = b"".join(part.chunk for part in request_iterator)
         if not content.startswith(b"\x89PNG"):
             raise BadRequest("this file is no picture: use PNG, JPEG or WebP")

@@ -93,9 +93,9 @@ def encoder_bytes(adapter: Any) -> int:
 def main() -> None:
     results = []
     for asked in json.load(sys.stdin):
-        print(asked["lane"]["id"], asked["rung"], asked["unified_memory"], file=sys.stderr, flush=True)  # noqa: T201
+        print(asked["lane"]["id"], asked["rung"], asked["unified_memory"], file=sys.stderr, flush=True)
         results.append(clips_at_rung(asked, sys.argv[1], sys.argv[2]))
-    print(json.dumps(results))  # noqa: T201
+    print(json.dumps(results))
 
 
 if __name__ == "__main__":

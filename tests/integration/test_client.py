@@ -31,7 +31,7 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         self.tokens: list[str] = []
         self.last_event = 3
 
-    def SubmitSweep(self, request, context):  # noqa: N802
+    def SubmitSweep(self, request, context):
         self.tokens.append(dict(context.invocation_metadata()).get("authorization", ""))
         bad = error_details_pb2.BadRequest()
         bad.field_violations.add(field="spec.lane_ids[0]", description="lane 'stub' is unknown")
@@ -40,20 +40,20 @@ class Servicer(scheduler_pb2_grpc.SchedulerServicer):
         status = status_pb2.Status(code=code_pb2.INVALID_ARGUMENT, message="one field is wrong", details=[detail])
         context.abort_with_status(rpc_status.to_status(status))
 
-    def GetJob(self, request, context):  # noqa: N802
+    def GetJob(self, request, context):
         context.abort(getattr(grpc.StatusCode, request.job_id), f"it is {request.job_id}")
 
-    def ListLanes(self, request, context):  # noqa: N802
+    def ListLanes(self, request, context):
         return scheduler_pb2.ListLanesResponse()
 
-    def GetArtifact(self, request, context):  # noqa: N802
+    def GetArtifact(self, request, context):
         assert request.WhichOneof("of") == "job_id"
         artifact = scheduler_pb2.GetArtifactResponse(url="http://x/y")
         artifact.artifact.kind = request.kind
         artifact.artifact.key = request.job_id
         return artifact
 
-    def WatchSweep(self, request, context) -> Iterator[scheduler_pb2.WatchSweepResponse]:  # noqa: N802
+    def WatchSweep(self, request, context) -> Iterator[scheduler_pb2.WatchSweepResponse]:
         self.cursors.append(request.cursor)
         start = int(request.cursor.partition(":")[2] or 0)
         for sequence in range(start + 1, self.last_event + 1):

@@ -21,7 +21,7 @@ from screentest_runner.judging.judge import JUDGES, run
 
 def main() -> None:
     torch.set_num_threads(1)  # tiny layers on a shared machine: sharing them out costs more than computing them
-    print(json.dumps([_served(order) for order in json.load(sys.stdin)]))  # noqa: T201
+    print(json.dumps([_served(order) for order in json.load(sys.stdin)]))
 
 
 def _served(order: dict[str, Any]) -> dict[str, Any]:

@@ -174,7 +174,7 @@ def main() -> None:
     make_qwen(folder / "qwen")
     make_clip(folder / "clip")
     make_bad_ones(folder, sound)
-    print(json.dumps(answers_with_and_without_cache(folder / "qwen")))  # noqa: T201
+    print(json.dumps(answers_with_and_without_cache(folder / "qwen")))
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def main() -> None:
     torch.set_num_threads(1)
     Handler.moods = Moods(Eyes(arguments.folder))
     server = ThreadingHTTPServer(("127.0.0.1", arguments.port), Handler)
-    print(server.server_address[1], flush=True)  # noqa: T201
+    print(server.server_address[1], flush=True)
     server.serve_forever()
 
 

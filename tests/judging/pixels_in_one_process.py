@@ -274,7 +274,7 @@ CASES: Final = (
 def main() -> int:
     folder, what, names = Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
     found = classes(names, folder) if what == "classes" else {case.__name__: case(folder) for case in CASES}
-    print(json.dumps(found, allow_nan=False))  # noqa: T201
+    print(json.dumps(found, allow_nan=False))
     return 0
 
 

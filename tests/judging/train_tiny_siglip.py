@@ -187,7 +187,7 @@ def train(towers: Towers, seconds: float) -> int:
         optimizer.step()
         steps += 1
         if steps % 100 == 0:
-            print(f"{spent:.0f} s, step {steps}: loss {loss.item():.4f}", flush=True)  # noqa: T201
+            print(f"{spent:.0f} s, step {steps}: loss {loss.item():.4f}", flush=True)
     return steps
 
 
@@ -255,7 +255,7 @@ def main() -> None:
         **evaluate(towers),
     }
     (arguments.folder / "eval.json").write_text(json.dumps(found, indent=2) + "\n")
-    print(json.dumps(found, indent=2))  # noqa: T201
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

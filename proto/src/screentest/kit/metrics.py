@@ -64,7 +64,7 @@ class Metrics:
 
     def __init__(self) -> None:
         # Another series per counter, which nobody asks for.
-        disable_created_metrics()  # type: ignore[no-untyped-call]
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # the library has no types
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         Gauge(BUILD.name, BUILD.help, BUILD.labels, registry=self.registry).labels(version()).set(1)

@@ -73,7 +73,7 @@ class Session:
     def __init__(self, folder: Path) -> None:
         self.desk = Desk()
         self._folder = folder
-        self._runner = Runner(self.desk, self.desk)  # type: ignore[arg-type]
+        self._runner = Runner(self.desk, self.desk)  # type: ignore[arg-type]  # a desk is inbox and outbox
 
     def ask(self, request: Prepare | Open | Load | Generate, wanted: type) -> RunnerReply:
         """The answer to a request: one of `wanted`, or Failed."""

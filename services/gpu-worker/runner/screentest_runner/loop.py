@@ -99,7 +99,7 @@ class Inbox:
                 message = parse(line)
             except ProtocolError as error:
                 # both sides are of one commit, so this is a defect: die loudly instead of ignoring a request
-                print(f"protocol error: {error}", file=sys.stderr, flush=True)  # noqa: T201
+                print(f"protocol error: {error}", file=sys.stderr, flush=True)  # noqa: T201  (into the runner's log)
                 os._exit(2)
             match message:
                 case Cancel(attempt_id=attempt_id):

@@ -42,7 +42,7 @@ BEATS: Final = 4
 Kind = Literal[
     "all-beats", "reordered", "reversed", "three-of-four", "two-of-four", "frozen", "other-prompt", "noise", "black"
 ]
-KINDS: Final[tuple[Kind, ...]] = Kind.__args__  # type: ignore[attr-defined]
+KINDS: Final[tuple[Kind, ...]] = Kind.__args__  # type: ignore[attr-defined]  # a Literal's
 
 
 @dataclass(frozen=True, slots=True)

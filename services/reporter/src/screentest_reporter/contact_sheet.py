@@ -127,7 +127,7 @@ def _choose(frames: Iterator[VideoFrame], moments: list[_Moment]) -> Iterator[tu
 
 
 def _shot(frame: VideoFrame, width_px: int) -> Shot:
-    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]
+    image: Image.Image = frame.to_image()  # type: ignore[no-untyped-call]  # PyAV's stub has none
     return Shot(float(frame.time or 0.0), resize(image, width_px))
 
 

@@ -96,7 +96,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     # ---- sweeps
 
-    async def SubmitSweep(self, request: Any, context: Any) -> Any:  # noqa: N802  # names are the contract's
+    async def SubmitSweep(self, request: Any, context: Any) -> Any:  # names are the contract's
         async def call() -> Any:
             spec = wire.from_wire(request.spec, SweepSpec)
             state, created = await self._submitter.submit(request.request_id, spec)
@@ -105,13 +105,13 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def GetSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetSweep(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             return await self._sweep(request.sweep_id)
 
         return await _answer(context, call)
 
-    async def ListSweeps(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListSweeps(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             sweeps, token = self._views.sweeps(await self._epoch(), request.page_size, request.page_token)
             items = [wire.to_wire(sweep) for sweep in sweeps]
@@ -119,7 +119,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def WatchSweep(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+    async def WatchSweep(self, request: Any, context: Any) -> AsyncIterator[Any]:
         try:
             self._ledger.sweep(request.sweep_id)
             cursor = watching.parse_cursor(request.cursor, await self._epoch())
@@ -131,14 +131,14 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
         except Exception as error:  # noqa: BLE001  # a defect of ours ends this call, not the server
             await _abort_internal(context, error)
 
-    async def CancelSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def CancelSweep(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             cancelled = await self._conductor.canceller.cancel_sweep(request.sweep_id, BY)
             return scheduler_pb2.CancelSweepResponse(jobs=cancelled)
 
         return await _answer(context, call)
 
-    async def PauseSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def PauseSweep(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             await self._people.pause(request.sweep_id, request.paused, BY)
             self._conductor.wake()
@@ -146,7 +146,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def SetPriority(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def SetPriority(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             await self._people.set_priority(request.sweep_id, request.priority, BY)
             self._conductor.wake()
@@ -156,7 +156,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     # ---- judging and what people say
 
-    async def JudgeSweep(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def JudgeSweep(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             rubrics = [wire.from_wire(item, RubricRef) for item in request.rubrics]
             costs = await self._judges.ask(
@@ -169,7 +169,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def RateClip(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RateClip(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             rated = Rated(
                 job_id=request.job_id,
@@ -183,7 +183,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def VotePair(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def VotePair(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             outcome = wire.enum_member(request.outcome, PairOutcome)
             left, right = request.left_job_id, request.right_job_id
@@ -193,7 +193,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def EditFinding(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def EditFinding(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             edited = FindingEdited(row=request.row, text=request.text, by=_who(request.by))
             await self._people.edit_finding(request.sweep_id, edited)
@@ -201,7 +201,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def ListVotes(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListVotes(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             said = await self._people.said(request.sweep_id)
             return scheduler_pb2.ListVotesResponse(
@@ -214,13 +214,13 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     # ---- jobs
 
-    async def GetJob(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetJob(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             return wire.to_wire(await self._views.job(request.job_id))
 
         return await _answer(context, call)
 
-    async def ListJobs(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListJobs(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             jobs, token = await self._views.sweep_jobs(
                 request.sweep_id, request.page_size, request.page_token, judging=request.judging
@@ -230,7 +230,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def CancelJob(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def CancelJob(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             entry = self._ledger.job(request.job_id)
             if not await self._conductor.canceller.cancel(request.job_id, BY) and not entry.is_cancelling:
@@ -240,7 +240,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def RetryJob(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def RetryJob(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             entry = self._ledger.job(request.job_id)
             if entry.spec.judged is not None:
@@ -258,27 +258,27 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     # ---- lanes and devices
 
-    async def Preflight(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Preflight(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             planned = await self._submitter.preflight(wire.from_wire(request.spec, SweepSpec))
             return scheduler_pb2.PreflightResponse(lanes=[wire.to_wire(item) for item in planned.verdicts])
 
         return await _answer(context, call)
 
-    async def ListLanes(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListLanes(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             return scheduler_pb2.ListLanesResponse(lanes=[wire.to_wire(lane) for lane in self._views.lane_views()])
 
         return await _answer(context, call)
 
-    async def ListGpus(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListGpus(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             devices = [wire.to_wire(device) for device in await self._views.devices()]
             return scheduler_pb2.ListGpusResponse(devices=devices)
 
         return await _answer(context, call)
 
-    async def Drain(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Drain(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             host = request.host or self._default_host
             await self._conductor.turns.drain(host, request.device, request.reason.strip() or f"drained by {BY}")
@@ -287,7 +287,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def GetServers(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetServers(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             return scheduler_pb2.GetServersResponse(
                 version=version(),
@@ -299,7 +299,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def Undrain(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def Undrain(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             await self._conductor.turns.undrain(request.host or self._default_host, request.device, BY)
             device = await self._views.device(request.host or self._default_host, request.device)
@@ -307,7 +307,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def ListVitals(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def ListVitals(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             if not 0 < request.last_s <= MAX_VITALS_S:
                 raise BadRequest(f"last_s must be above 0 and at most {MAX_VITALS_S:g} s")
@@ -318,7 +318,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
     # ---- the depot
 
-    async def GetArtifact(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def GetArtifact(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             match request.WhichOneof("of"):
                 case "job_id":
@@ -336,7 +336,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def UploadKeyframe(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+    async def UploadKeyframe(self, request_iterator: Any, context: Any) -> Any:
         async def call() -> Any:
             name, data = "keyframe", bytearray()
             async for part in request_iterator:
@@ -351,7 +351,7 @@ class SchedulerApi(scheduler_pb2_grpc.SchedulerServicer):
 
         return await _answer(context, call)
 
-    async def UploadRubric(self, request: Any, context: Any) -> Any:  # noqa: N802
+    async def UploadRubric(self, request: Any, context: Any) -> Any:
         async def call() -> Any:
             name = request.file_name[-80:] or "rubric"
             rubric = await self._rubrics.accept(name, request.json, request.prompt, request.prompt_index)

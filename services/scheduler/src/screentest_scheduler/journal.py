@@ -173,7 +173,7 @@ class Journal:
             event_id=clock.new_event_id(),
             sweep_id=sweep_id,
             stamp=clock.stamp(),
-            body=body,  # type: ignore[arg-type]
+            body=body,  # type: ignore[arg-type]  # the caller gives one of the union
         )
         subject = subjects.sweep_events(sweep_id)
         sequence = await self._append(subject, wire.encode(event), sweep.sequence, event.event_id)
@@ -266,7 +266,7 @@ class Journal:
             attempt=attempt,
             state=state,
             stamp=clock.stamp(),
-            body=body,  # type: ignore[arg-type]
+            body=body,  # type: ignore[arg-type]  # the caller gives one of the union
         )
 
 

@@ -12,7 +12,7 @@ from screentest_runner.judging.media import Media
 
 # As in screentest_reporter.controls.Control.
 Name = Literal["wrong-prompt", "black", "frame-shuffled", "static-first-frame", "repeat"]
-NAMES: Final[tuple[Name, ...]] = Name.__args__  # type: ignore[attr-defined]
+NAMES: Final[tuple[Name, ...]] = Name.__args__  # type: ignore[attr-defined]  # a Literal's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

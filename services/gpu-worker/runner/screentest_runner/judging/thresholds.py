@@ -197,7 +197,7 @@ def _table(kind: type[Table], content: dict[str, Any], where: str) -> Table:
         raise ValueError(f"{where}{name}: {'no such threshold' if name in content else 'is missing'}")
     return kind(
         **{field.name: _value(content[field.name], hints[field.name], f"{where}{field.name}") for field in fields(kind)}
-    )  # type: ignore[arg-type]
+    )  # type: ignore[arg-type]  # each value was read by its field's own type
 
 
 def _value(value: Any, hint: type, where: str) -> Any:
