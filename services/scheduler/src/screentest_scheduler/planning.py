@@ -275,7 +275,7 @@ def resolve(lane: lanes.Lane, spec: SweepSpec) -> tuple[dict[str, lanes.Value], 
 
 def _defaulted(defaults: Mapping[str, lanes.Value], requested: Requested) -> Iterable[Mark]:
     """Nobody asked, so the lane decides; an empty negative prompt is none."""
-    for name in _GENERIC_NAMES:
+    for name in _REQUESTED_NAMES:
         if getattr(requested, name) is None and defaults.get(name, "") != "":
             yield _mark(MarkKind.DEFAULTED, name, "", defaults[name], "")
 
@@ -292,7 +292,7 @@ def _cut_keyframe(lane: lanes.Lane, spec: SweepSpec, settings: Mapping[str, lane
 
 # Keywords that mean something else than our name says: the reader must know which knob was turned.
 _UNLIKE_NAMES = frozenset({"max_guidance_scale", "true_cfg_scale"})
-_GENERIC_NAMES = tuple(part.name for part in fields(Requested))
+_REQUESTED_NAMES = tuple(part.name for part in fields(Requested))
 
 
 def jobs(record: SweepRecord) -> tuple[JobSpec, ...]:
@@ -464,7 +464,7 @@ def _fixed(lane: lanes.Lane, spec: SweepSpec) -> Mapping[str, object]:
 
 
 def _asked(requested: Requested) -> tuple[tuple[str, lanes.Value], ...]:
-    pairs = ((name, getattr(requested, name)) for name in _GENERIC_NAMES)
+    pairs = ((name, getattr(requested, name)) for name in _REQUESTED_NAMES)
     return tuple((name, value) for name, value in pairs if value is not None)
 
 
