@@ -307,6 +307,17 @@ def test_queue_shows_the_running_job_and_why_others_wait(world: World) -> None:
     assert [toast.value.replace("\\", "") for toast in app.toast] == ["Cancel requested for Wan 2.1, seed 42"]
 
 
+def test_a_second_click_cancels_no_job_that_took_the_place_of_the_first(world: World) -> None:
+    world.add(job("now", JobState.RUNNING), job("next", JobState.QUEUED, ordinal=1))
+    app = opened("queue")
+    assert not app.button(key="cancel-next").disabled
+    app.button(key="cancel-now").click().run()
+    assert app.button(key="cancel-next").disabled
+    app.session_state["cancelled_at"] -= 10  # as if so many seconds had passed
+    app.run()
+    assert not app.button(key="cancel-next").disabled
+
+
 def test_a_drained_device_can_be_given_back(world: World) -> None:
     unclean = proof(clean=False, reason="runner 7 is alive")
     world.devices = [device(drained=True, drained_reason="not proven in 60 s", proof=unclean)]

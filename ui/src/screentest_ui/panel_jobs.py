@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import streamlit as st
 
 from screentest.records import Job, Sweep
 from screentest_ui import panel_link
-from screentest_ui.panel_queue import AT_WORK, JobCard, judges_waited_for, trail
+from screentest_ui.panel_queue import AT_WORK, JobCard, WaitingJob, judges_waited_for, trail
 from screentest_ui.panel_text import RANDOM_WEIGHTS, RANDOM_WEIGHTS_HELP, counted, plain
 
 SWEEPS_KEPT_S = 3.0
@@ -16,6 +17,8 @@ SWEEPS_KEPT_S = 3.0
 # each second.
 JOBS_KEPT_S = 1.0
 JOBS_KEPT_S_EACH = 0.01
+CANCEL_RESTS_S = 1.5  # longer than the queue takes to draw itself anew
+_CANCELLED_AT = "cancelled_at"
 _TRAIL = {"done": ":gray[{}]", "now": "**{}**", "ahead": ":gray[{}]"}
 
 
@@ -88,9 +91,7 @@ def show_job(card: JobCard) -> None:
         st.progress(card.fraction or 0.0, text=f"{plain(card.phase)} · {plain(card.detail)}".rstrip(" ·"))
         with st.container(horizontal=True, vertical_alignment="center", horizontal_alignment="distribute"):
             st.caption(phase_trail(card.phase_key), width="content")
-            label = "Cancelling …" if card.cancelling else "Cancel"
-            if st.button(label, key=f"cancel-{card.job_id}", disabled=card.cancelling, icon=":material/close:"):
-                cancel_job(card.job_id, f"{card.lane_title}, seed {card.seed}")
+            offer_cancel(card)
 
 
 def phase_trail(phase: str) -> str:
@@ -98,11 +99,17 @@ def phase_trail(phase: str) -> str:
     return " › ".join(_TRAIL[place].format(plain(name.replace("_", " "))) for name, place in trail(phase))
 
 
-def cancel_job(job_id: str, words: str) -> None:
-    """``words``: which job, as its line names it. The line may have moved on when the answer comes."""
-    with panel_link.errors_told():
-        panel_link.scheduler().cancel_job(job_id)
-        st.toast(f"Cancel requested for {plain(words)}")
+def offer_cancel(job: JobCard | WaitingJob) -> None:
+    """Its button. All of them rest for a moment after one was pressed: the next job takes the place of the one that is
+    gone, and the second click of a hasty hand would end that one too.
+    """
+    label = "Cancelling …" if job.cancelling else "Cancel"
+    rests = time.monotonic() - st.session_state.get(_CANCELLED_AT, -CANCEL_RESTS_S) < CANCEL_RESTS_S
+    if st.button(label, key=f"cancel-{job.job_id}", disabled=job.cancelling or rests, icon=":material/close:"):
+        st.session_state[_CANCELLED_AT] = time.monotonic()
+        with panel_link.errors_told():
+            panel_link.scheduler().cancel_job(job.job_id)
+            st.toast(f"Cancel requested for {plain(f'{job.lane_title}, seed {job.seed}')}")
 
 
 def retry_jobs(job_ids: Sequence[str]) -> None:

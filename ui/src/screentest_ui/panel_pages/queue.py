@@ -13,10 +13,10 @@ from screentest_ui import panel_link
 from screentest_ui.panel_artifacts import Link, links
 from screentest_ui.panel_clips import poster_of
 from screentest_ui.panel_jobs import (
-    cancel_job,
     jobs_of,
     judge_jobs_of,
     now,
+    offer_cancel,
     open_sweeps,
     retry_jobs,
     show_job,
@@ -76,8 +76,7 @@ def show_waiting(jobs: tuple[WaitingJob, ...]) -> None:
             st.markdown(f"**{plain(job.lane_title)}** · seed {job.seed}", width=260)
             words = "; ".join(part for part in (job.waits_for or "waits for its turn", job.expected) if part)
             st.caption(plain(words), width="stretch")
-            if st.button("Cancel", key=f"cancel-{job.job_id}", disabled=job.cancelling, icon=":material/close:"):
-                cancel_job(job.job_id, f"{job.lane_title}, seed {job.seed}")
+            offer_cancel(job)
     if len(jobs) > MOST_WAITING:
         st.caption(f"and {len(jobs) - MOST_WAITING} more.")
 
