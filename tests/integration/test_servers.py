@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import http.server
 import stat
+import threading
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -110,3 +112,26 @@ def _listeners() -> list[tuple[str, str, int]]:
             if columns[3] == "0A":
                 found.append((owners.get(f"socket:[{columns[9]}]", "?"), address, int(port, 16)))
     return found
+
+
+class Master(http.server.BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        body = b'{"Topology": {"DataCenters": [{"Racks": [{"DataNodes": [{"Url": "127.0.0.1:1"}]}]}]}}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_a_proxy_of_the_environment_is_not_asked_about_a_server_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """urllib would ask it where no_proxy is not set, and `screentest up` would give up on a depot that is there."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Master) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert servers._knows_a_volume_server(server.server_port)
+        server.shutdown()

@@ -8,7 +8,6 @@ import os
 import secrets
 import socket
 import sys
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -187,21 +186,27 @@ def _nats_greets(port: int) -> bool:
 
 def _knows_a_volume_server(master_port: int) -> bool:
     """The gateway answers before the volume server has announced itself; until then every object is a 500."""
-    try:
-        with urllib.request.urlopen(f"http://{ports.LOOPBACK}:{master_port}/dir/status", timeout=2) as answer:
-            centers = json.load(answer)["Topology"].get("DataCenters") or ()
-    except OSError:
+    status, body = _answer(master_port, "/dir/status")
+    if status != http.HTTPStatus.OK:
         return False
+    centers = json.loads(body)["Topology"].get("DataCenters") or ()
     return any(rack.get("DataNodes") for center in centers for rack in center.get("Racks") or ())
 
 
 def _s3_answers(port: int) -> bool:
     """An anonymous request is refused with 403 once the gateway has its keys."""
+    status, _ = _answer(port, "/")
+    return status is not None and status < 500
+
+
+def _answer(port: int, path: str) -> tuple[int | None, bytes]:
+    """Status and body; None where nobody answers. Not by urllib: it would ask the proxy that the environment names."""
     connection = http.client.HTTPConnection(ports.LOOPBACK, port, timeout=2)
     try:
-        connection.request("GET", "/")
-        return connection.getresponse().status < 500
+        connection.request("GET", path)
+        reply = connection.getresponse()
+        return reply.status, reply.read()
     except (OSError, http.client.HTTPException):
-        return False
+        return None, b""
     finally:
         connection.close()
