@@ -17,7 +17,8 @@ from screentest.kit.store import Store
 from screentest.records import Process
 from screentest_ui import ports, programs, servers
 
-PORTS_OF_ALL_WORKERS = range(10000, ports.FIRST)
+COMMAND_PORTS = range(ports.FIRST, ports.LAST)  # before pytest_configure chooses others
+PORTS_OF_ALL_WORKERS = range(10000, COMMAND_PORTS.start)
 MOST_WORKERS = 16
 
 FOLDERS = ("contract", "unit", "judging", "integration", "faults", "e2e", "engine")

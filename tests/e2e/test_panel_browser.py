@@ -40,6 +40,8 @@ from tests.integration.panel_scheduler import (
 from tests.made_clips import write_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# Of each expectation; Playwright's own 5 s are too short for a browser on a busy machine.
+expect.set_options(timeout=30_000)
 
 PANEL = Path(screentest_ui.__file__).with_name("panel.py")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

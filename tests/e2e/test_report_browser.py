@@ -28,6 +28,8 @@ from tests import made_case_study
 from tests.made_clips import write_clip
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+# Of each expectation; Playwright's own 5 s are too short for a browser on a busy machine.
+expect.set_options(timeout=30_000)
 
 ROOT = Path(__file__).parents[2]
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

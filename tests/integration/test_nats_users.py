@@ -92,9 +92,9 @@ async def test_worker_asks_and_answers(scheduler: Bus, as_user) -> None:
     await scheduler.answer(subjects.depot_url("stub"), answer)
     for connection in (worker, telemetry, scheduler):
         await connection.flush()
-    assert await worker.request(subjects.proof(HOST, DEVICE), b"p", timeout_s=2) == b"answer to p"
-    assert await scheduler.request(subjects.command(HOST, DEVICE, "stub"), b"c", timeout_s=2) == b"answer to c"
-    assert await worker.request(subjects.depot_url("stub"), b"u", timeout_s=2) == b"answer to u"
+    assert await worker.request(subjects.proof(HOST, DEVICE), b"p", timeout_s=10) == b"answer to p"
+    assert await scheduler.request(subjects.command(HOST, DEVICE, "stub"), b"c", timeout_s=10) == b"answer to c"
+    assert await worker.request(subjects.depot_url("stub"), b"u", timeout_s=10) == b"answer to u"
     for connection in (worker, telemetry):
         await connection.close()
 
@@ -184,7 +184,7 @@ async def test_telemetry_tells_faults_of_its_host_and_a_worker_none(scheduler: B
     await scheduler.answer(subjects.device_fault("*", "*"), write_down)
     await scheduler.flush()
     telemetry, worker = await as_user("telemetry"), await as_user("worker-stub")
-    assert await telemetry.request(subjects.device_fault(HOST, DEVICE), b"f", timeout_s=2) == b"written f"
+    assert await telemetry.request(subjects.device_fault(HOST, DEVICE), b"f", timeout_s=10) == b"written f"
     for connection, host in ((telemetry, "another"), (worker, HOST)):
         with pytest.raises(Unavailable):
             await connection.request(subjects.device_fault(host, DEVICE), b"f", timeout_s=1)

@@ -488,7 +488,7 @@ async def test_stranger_on_the_gpu_drains_it_by_name_after_a_while(
     sweep_id = await stack.submit()
     job = await stack.waiting(sweep_id, "GPU drained: ")
     assert f"pid {stranger.pid}" in job.waits_for and "a-stranger" in job.waits_for
-    assert re.search(r"not clean for [2-9] s", job.waits_for)  # a busy machine asks later
+    assert re.search(r"not clean for ([2-9]|\d\d) s", job.waits_for)  # a busy machine asks later
     await asyncio.sleep(1)
     assert (await stack.job(sweep_id)).attempts == ()
     stack.card.end(stranger.pid)

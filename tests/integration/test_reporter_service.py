@@ -258,7 +258,7 @@ async def test_restart_writes_nothing_anew_and_leaves_no_child(
     before = await wait_report(store, is_final)
     children = reporter.children()
     assert reporter.stop() == 0
-    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert not psutil.wait_procs(children, timeout=30)[1]
     reporter.start()
     sweep = record([WAN], sweep_id="another-sweep")
     await play(writer, sweep, [History(spec) for spec in specs(sweep)])
@@ -275,7 +275,7 @@ async def test_killed_reporter_leaves_no_child(
     assert children
     reporter.process.kill()
     reporter.process.wait()
-    assert not psutil.wait_procs(children, timeout=5)[1]
+    assert not psutil.wait_procs(children, timeout=30)[1]
 
 
 async def test_retry_reopens_a_finished_report_and_lists_the_first_try(

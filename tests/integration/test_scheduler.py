@@ -154,7 +154,7 @@ async def test_one_attempt_holds_the_device_until_it_has_decoded(scheduler: Sche
     await worker.report(first, "denoising")
     assert await worker.take(timeout_s=1.5) is None
     await worker.report(first, "decoded")
-    second = await worker.take(timeout_s=5)
+    second = await worker.take(timeout_s=20)
     assert second is not None
     await worker.finish(first, sequence, await worker.upload(first))
     sequence = await worker.begin(second[1])

@@ -182,7 +182,7 @@ class Rig:
     def kill_worker(self) -> None:
         assert self.worker is not None
         self.worker.kill()
-        self.worker.wait(timeout=5)
+        self.worker.wait(timeout=30)
 
     @property
     def log(self) -> str:
