@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ FOLDERS = ("contract", "unit", "judging", "integration", "faults", "e2e", "engin
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "engine: builds and runs the containers on a Docker Engine; runs last")
     config.addinivalue_line("markers", "fault: named in tests/faults/README.md; `make faults` runs these")
+    # A shell that starts tests in the background has them ignore Ctrl-C, and so does every program that a test starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     own = _ports_of(os.environ.get("PYTEST_XDIST_WORKER", "gw0"))
     ports.FIRST, ports.LAST = own.start, own.stop
 
